@@ -1,0 +1,1 @@
+"""What stands between the library and a cluster: sidecar, pipelines, local node, command line."""

@@ -1,0 +1,1 @@
+"""The `titlecast` command: one module per command, thin over the libraries."""

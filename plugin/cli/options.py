@@ -1,0 +1,31 @@
+"""Options and error handling that the commands share."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+
+class CommandError(Exception):
+    """What a user can act on: one sentence that says what was wrong and the remedy.
+
+    `plugin.cli.main` prints it and exits with status 1; with `--debug`, the trace as well.
+    """
+
+
+def default_url() -> str:
+    """The cluster that commands speak to when `--url` is not given."""
+    return os.environ.get("OPENSEARCH_URL", "http://localhost:9200")
+
+
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        help="The cluster's address. [default: OPENSEARCH_URL, else http://localhost:9200]",
+        default_factory=default_url,
+        show_default=False,
+    ),
+]

@@ -1,0 +1,67 @@
+"""The wire contract of `POST /rerank`: all that the OpenSearch plugin and the sidecar share.
+
+The JSON files in `tests/contract/` are examples of it; both sides are tested against them.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class WireHit(BaseModel):
+    """One hit of the window, in the engine's order."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str = ""
+    title: str = ""
+    passage: str = ""
+    score: float | None = None  # the engine's score; null where the engine gave none
+
+
+class RerankRequest(BaseModel):
+    """One search: the query's text and the window's hits."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    query: str
+    hits: list[WireHit]
+    passage_depth: int = Field(default=20, ge=0)  # 0: titles only
+    deadline_ms: float | None = Field(default=None, gt=0)  # time the caller still has
+
+
+class WireRankedHit(BaseModel):
+    """One hit in the new order; `index` is its position in the request's hits."""
+
+    index: int
+    id: str
+    score: float  # > 0 and descending; integer part 2: passage-scored, 1: title only, 0: neither
+    first_stage_score: float | None
+    title_score: float | None
+    passage_score: float | None
+
+
+class WireStage(BaseModel):
+    """What one stage did."""
+
+    name: str
+    scored: int
+    milliseconds: float
+    truncated: int = 0
+    skipped: str = ""
+
+
+class RerankResponse(BaseModel):
+    """Every hit of the request exactly once, in the new order."""
+
+    hits: list[WireRankedHit]
+    stages: list[WireStage]
+    complete: bool
+    milliseconds: float  # in the sidecar, from the parsed request to the answer
+    model: str  # name of the model set that answered
+
+
+class ErrorResponse(BaseModel):
+    """The body of every 4xx and 5xx: one sentence with the remedy."""
+
+    error: str

@@ -1,0 +1,1 @@
+"""Readers of judged collections, an embedded first stage, and measures over runs."""

@@ -1,0 +1,1 @@
+"""The networks in torch, and their export to ONNX. Needs the `train` extra."""

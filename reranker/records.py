@@ -1,0 +1,56 @@
+"""The plain records that pass between the stages; nothing here computes anything."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Hit(NamedTuple):
+    """One first-stage hit: what the search engine found, before any reranking.
+
+    `title` and `passage` may be empty. `score` is the engine's own, on whatever scale the
+    engine uses; NaN (an engine that sorts by a field reports no score) counts as unknown.
+    """
+
+    id: str
+    title: str = ""
+    passage: str = ""
+    score: float = float("nan")
+
+
+class RankedHit(NamedTuple):
+    """One hit in the new order, with what each stage said of it.
+
+    `score` descends over a result and says which stage placed the hit: the integer part is
+    2 where the passage stage scored it, 1 where only the title stage did, 0 where neither
+    did; so a hit with a scored passage never ranks below one without.
+    A stage that did not score the hit leaves None.
+    """
+
+    id: str
+    index: int  # position in the hits as they were given
+    score: float
+    first_stage_score: float
+    title_score: float | None = None  # the title model's logit
+    passage_score: float | None = None  # the passage model's logit
+    first_stage_rank: int = 0  # ranks count from 1
+    title_rank: int | None = None
+    passage_rank: int | None = None
+
+
+class StageReport(NamedTuple):
+    """What one stage did for one search."""
+
+    name: str  # "title" or "passage"
+    scored: int  # hits it gave a score
+    milliseconds: float
+    truncated: int = 0  # texts of which not every token was read
+    skipped: str = ""  # why the stage left hits unscored; empty if it did not
+
+
+class RerankResult(NamedTuple):
+    """All hits in the new order, and how that order came about."""
+
+    hits: list[RankedHit]
+    stages: list[StageReport]
+    complete: bool  # every stage did all it was asked to do
