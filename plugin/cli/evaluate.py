@@ -1,0 +1,303 @@
+"""`titlecast evaluate`: first stage, opponents and our stages, measured on judged queries."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, NamedTuple, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from plugin.cli.options import CommandError
+from reranker import Cascade, PassageReranker, TitleReranker
+from reranker.evaluation import plots
+from reranker.evaluation.baselines import Vectors, load_bi_encoder
+from reranker.evaluation.bm25 import BM25, Field, text_of
+from reranker.evaluation.collections import FORMATS, Collection, read_collection
+from reranker.evaluation.reports import DepthPoint, Report, Row, measure_runs, sweep_depths
+from reranker.evaluation.runs import (
+    Reranker,
+    Reranking,
+    Run,
+    by_cascade,
+    by_passage,
+    by_title,
+    cut,
+    first_stage,
+    fuse,
+    oracle,
+    rerank,
+)
+from reranker.evaluation.trec import read_run, write_run
+
+_PAGE_MEASURES = "KILT-Rprec,KILT-R@5,R@5,R@20"
+_PASSAGE_MEASURES = "nDCG@10,RR@10,R@20,R@100"
+_DEPTHS = (0, 5, 10, 20, 50, 100)
+
+_Runs: TypeAlias = (
+    "dict[str, tuple[Run, float | None]]"  # name -> run, mean milliseconds of one query
+)
+
+
+class Stage(Enum):
+    """How far our own rows go."""
+
+    bm25 = "bm25"
+    title = "title"
+    passage = "passage"
+    cascade = "cascade"
+
+
+class Baseline(Enum):
+    """Opponents besides the first stage."""
+
+    bi_encoder = "bi-encoder"
+
+
+def register(app: typer.Typer) -> None:
+    """Add `evaluate` to the command line."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A BEIR, MS MARCO or TREC folder, a KILT file …")],
+    format: Annotated[  # noqa: A002
+        str | None, typer.Option(help=f"One of {', '.join(FORMATS)}. [default: guessed]")
+    ] = None,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(help="More documents: a BEIR folder, a KILT or HoVer file … (repeatable)"),
+    ] = None,
+    queries: Annotated[
+        str | None, typer.Option(help="Which of the folder's query sets or splits.")
+    ] = None,
+    pages: Annotated[
+        bool, typer.Option("--pages", help="Rank pages by their titles instead of passages.")
+    ] = False,
+    run: Annotated[
+        Path | None, typer.Option(help="Candidates from this TREC run file instead of BM25.")
+    ] = None,
+    stage: Annotated[Stage, typer.Option(help="How far to rerank.")] = Stage.cascade,
+    candidates: Annotated[int, typer.Option(min=1, help="Hits taken from the first stage.")] = 100,
+    passage_depth: Annotated[
+        int, typer.Option(min=0, help="Hits that the passage stage reads.")
+    ] = 20,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Only this many judged queries, drawn at random.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sample, intervals and tests.")] = 0,
+    baseline: Annotated[Baseline | None, typer.Option(help="Add an opponent's rows.")] = None,
+    baseline_model: Annotated[
+        str | None,
+        typer.Option(help="sentence-transformers name or folder. [default: all-MiniLM-L6-v2]"),
+    ] = None,
+    fusion_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="The bi-encoder's share in first + bi-encoder.")
+    ] = 0.5,
+    measures: Annotated[
+        str | None,
+        typer.Option(
+            help="ir-measures names, KILT-Rprec, KILT-R@5 …, by commas. "
+            f"[default: {_PASSAGE_MEASURES}; for pages {_PAGE_MEASURES}]"
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of the models. [default: those shipped]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of our models.")] = None,
+    stop_words: Annotated[
+        bool, typer.Option(help="Whether BM25 leaves out English stop words.")
+    ] = True,
+    stem: Annotated[bool, typer.Option(help="Whether BM25 stems; needs PyStemmer.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this JSON file.")
+    ] = None,
+    save_run: Annotated[
+        Path | None, typer.Option(help="Write the last of our runs as a TREC run file.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw quality against passage depth and time.")
+    ] = None,
+) -> None:
+    """Measure first stage, opponents and our stages on the same queries and candidates.
+
+    Rows after the first are compared with it: p is that of a paired randomisation test.
+    Intervals are 95 % bootstrap intervals over the queries. `ceiling` ranks the same
+    candidates as well as they can be.
+    """
+    if plot and stage is not Stage.cascade:
+        raise CommandError("--plot draws passage depths; add --stage cascade.")
+    console = Console()
+    try:
+        if plot:
+            plots.require_matplotlib()
+        collection = read_collection(data, format, queries, corpus or ())
+        read = len(collection.queries)
+        collection = collection.by_page() if pages and not collection.pages else collection
+        collection = collection.sample(sample or len(collection.queries), seed)
+        if not collection.queries:
+            raise CommandError(f"None of {read} queries is judged; choose others with --queries.")
+        title_only = collection.pages or stage is Stage.title
+
+        first = _first_stage(collection, run, candidates, stop_words, stem)
+        runs: _Runs = {first.name: (first.run, first.milliseconds)}
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bench = _Bench(collection, first.run, progress)
+            models: dict[str, str] = {}
+            if baseline:
+                models["bi-encoder"] = baseline_model or "all-MiniLM-L6-v2"
+                runs |= _bi_encoder(bench, first.name, baseline_model, title_only, fusion_weight)
+            if stage is not Stage.bm25:
+                models["reranker"] = str(model) if model else "shipped"
+            ours = _ours(bench, stage, passage_depth, model, threads)
+            runs |= ours
+        last = list(ours.values())[-1][0] if ours else first.run
+        runs["ceiling"] = (oracle(first.run, collection), None)
+
+        default = _PAGE_MEASURES if collection.pages else _PASSAGE_MEASURES
+        names = [name.strip() for name in (measures or default).split(",") if name.strip()]
+        rows = measure_runs(collection, runs, names, seed)
+        points: list[DepthPoint] = []
+        if plot:
+            cascade = Cascade.load(model, threads)
+            swept = [depth for depth in _DEPTHS if depth <= candidates]
+            points = sweep_depths(cascade, first.run, collection, swept, names, seed)
+            plots.draw_depths(plot, points, names[0], collection.name)
+    except ImportError as error:  # an extra is missing; the message says which
+        raise CommandError(str(error)) from error
+
+    report = Report(
+        collection=collection.name,
+        documents=len(collection.corpus),
+        queries=read,
+        judged=len(collection.judged),
+        candidates=candidates,
+        first_stage=first.description,
+        rows=rows,
+        models=models,
+        depths=points,
+    )
+    console.print(_table(report, names))
+    console.print(_summary(report), highlight=False, soft_wrap=True)
+    if save_run:
+        write_run(save_run, last)
+    if json_file:
+        json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+class _FirstStage(NamedTuple):
+    name: str  # the row's
+    description: str  # the report's
+    run: Run
+    milliseconds: float | None
+
+
+class _Bench:
+    """Runs rerankers over one first stage's candidates, with a progress bar each."""
+
+    def __init__(self, collection: Collection, candidates: Run, progress: Progress) -> None:
+        self.collection = collection
+        self.candidates = candidates
+        self._progress = progress
+
+    def rerank(self, name: str, reranker: Reranker) -> Reranking:
+        task = self._progress.add_task(name, total=len(self.candidates))
+        return rerank(
+            self.candidates,
+            self.collection.queries,
+            self.collection.corpus,
+            reranker,
+            lambda: self._progress.advance(task),
+        )
+
+
+def _first_stage(
+    collection: Collection, run: Path | None, candidates: int, stop_words: bool, stem: bool
+) -> _FirstStage:
+    if run:
+        ranked = cut(read_run(run), collection.queries, candidates)
+        if not any(hit in collection.corpus for hits in ranked.values() for hit, _ in hits):
+            raise CommandError(
+                f"{run} ranks no document of {collection.name} for its judged queries; "
+                "give a run over this collection."
+            )
+        return _FirstStage(run.stem, f"run file {run.name}", ranked, None)
+    field: Field = "title" if collection.pages else "both"
+    bm25 = BM25.over(collection.corpus, field, stop_words=stop_words, stem=stem)
+    searched = first_stage(bm25, collection.queries, candidates)
+    over = "titles" if collection.pages else "titles and passages"
+    words = "without stop words" if stop_words else "with stop words"
+    description = f"BM25 over {over}, {words}{', stemmed' if stem else ''}"
+    return _FirstStage("BM25", description, searched.run, searched.mean_milliseconds)
+
+
+def _bi_encoder(
+    bench: _Bench, first: str, model: str | None, title_only: bool, weight: float
+) -> _Runs:
+    """Measure the opponent on the texts our stage sees: titles, or titles with passages."""
+    ids = {key for hits in bench.candidates.values() for key, _ in hits}
+    field: Field = "title" if title_only else "both"
+    corpus = bench.collection.corpus
+    texts = {key: text_of(corpus[key], field) for key in sorted(ids) if key in corpus}
+    reranking = bench.rerank("bi-encoder", Vectors(load_bi_encoder(model), texts).rerank)
+    return {
+        "bi-encoder": (reranking.run, reranking.mean_milliseconds),
+        f"{first} + bi-encoder ({weight:g})": (
+            fuse([bench.candidates, reranking.run], [1 - weight, weight]),
+            None,
+        ),
+    }
+
+
+def _ours(
+    bench: _Bench, stage: Stage, depth: int, model: Path | None, threads: int | None
+) -> _Runs:
+    """Run our stages, as far as was asked."""
+    rerankers: dict[str, Reranker] = {}
+    if stage in (Stage.title, Stage.cascade):
+        rerankers["title stage alone"] = by_title(TitleReranker.load(model, threads))
+        rerankers["title stage"] = by_cascade(Cascade.load(model, threads), 0)
+    if stage is Stage.passage:
+        passages = PassageReranker.load(model, threads)
+        rerankers[f"passage stage alone ({depth})"] = by_passage(passages, depth)
+    if stage is Stage.cascade:
+        rerankers[f"cascade ({depth})"] = by_cascade(Cascade.load(model, threads), depth)
+    runs: _Runs = {}
+    for name, reranker in rerankers.items():
+        reranking = bench.rerank(name, reranker)
+        runs[name] = (reranking.run, reranking.mean_milliseconds)
+    return runs
+
+
+def _table(report: Report, measures: list[str]) -> Table:
+    table = Table(title=report.collection)
+    table.add_column("run", no_wrap=True)
+    for measure in measures:
+        table.add_column(measure, justify="right")
+    table.add_column("ms/query", justify="right")
+    table.add_column("ranked", justify="right")
+    for row in report.rows:
+        cells = [_cell(row, measure) for measure in measures]
+        time = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
+        table.add_row(row.name, *cells, time, str(row.ranked))
+    return table
+
+
+def _cell(row: Row, measure: str) -> str:
+    estimate = row.estimates[measure]
+    interval = f"{100 * estimate.mean:.1f}\n{100 * estimate.low:.1f}–{100 * estimate.high:.1f}"
+    return interval if estimate.p is None else f"{interval}\np {estimate.p:.3f}"
+
+
+def _summary(report: Report) -> str:
+    models = "; ".join(f"{role}: {name}" for role, name in report.models.items())
+    return (
+        f"{report.judged} judged queries of {report.queries} read, {report.documents:,} documents, "
+        f"top {report.candidates} of {report.first_stage}"
+        + (f"; models: {models}" if models else "")
+        + ". Means of 100, 95 % intervals, p against the first row."
+    )

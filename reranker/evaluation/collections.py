@@ -1,0 +1,403 @@
+"""Judged collections and the readers of their formats: BEIR, KILT, HoVer, MS MARCO, TREC.
+
+Readers are generators of plain records; `read_collection` puts them together. Nothing here
+ranks or measures anything.
+
+Two kinds of judgements occur. BEIR, MS MARCO and TREC judge documents (`qrels`). KILT gives
+several *gold sets* of pages per query, each of which alone is sufficient evidence (Petroni et
+al. 2021, arXiv 2009.02252, section 4). A `Collection` always holds both views: documents as one
+gold set, or the union of the gold sets as qrels.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+
+FORMATS = ("beir", "kilt", "hover", "msmarco", "trec")
+
+
+class Query(NamedTuple):
+    """One query of a test collection."""
+
+    id: str
+    text: str
+
+
+class Document(NamedTuple):
+    """One thing that can be ranked: a passage with its page's title, or a whole page."""
+
+    id: str
+    title: str
+    text: str = ""
+
+
+class Judgement(NamedTuple):
+    """One line of a qrels file."""
+
+    query_id: str
+    document_id: str
+    relevance: int
+
+
+class GoldQuery(NamedTuple):
+    """A query with its gold sets of pages; each set alone is sufficient evidence."""
+
+    query: Query
+    gold_sets: tuple[frozenset[str], ...]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Queries, judgements and the documents they speak of.
+
+    `qrels` maps query id to document id to relevance (above 0: relevant); `gold_sets` maps
+    query id to its gold sets of document ids. `pages` says that the documents are whole pages,
+    known by their titles. Build one with `from_qrels` or `from_gold_sets`.
+    """
+
+    name: str
+    queries: tuple[Query, ...]
+    corpus: Mapping[str, Document]
+    qrels: Mapping[str, Mapping[str, int]]
+    gold_sets: Mapping[str, tuple[frozenset[str], ...]]
+    pages: bool = False
+
+    @classmethod
+    def from_qrels(
+        cls,
+        name: str,
+        queries: Iterable[Query],
+        judgements: Iterable[Judgement],
+        corpus: Iterable[Document],
+    ) -> Collection:
+        """Build a collection whose judgements are documents; they form one gold set per query."""
+        qrels: dict[str, dict[str, int]] = {}
+        for query_id, document_id, relevance in judgements:
+            qrels.setdefault(query_id, {})[document_id] = relevance
+        gold_sets = {
+            query_id: (frozenset(key for key, relevance in judged.items() if relevance > 0),)
+            for query_id, judged in qrels.items()
+        }
+        return cls(name, _distinct(queries, name), _by_id(corpus), qrels, gold_sets)
+
+    @classmethod
+    def from_gold_sets(
+        cls, name: str, gold: Iterable[GoldQuery], corpus: Iterable[Document]
+    ) -> Collection:
+        """Build a collection of pages judged by gold sets; the qrels are their union."""
+        records = list(gold)
+        gold_sets = {record.query.id: record.gold_sets for record in records}
+        qrels = {
+            query_id: {page: 1 for pages in sets for page in sorted(pages)}
+            for query_id, sets in gold_sets.items()
+        }
+        queries = _distinct((record.query for record in records), name)
+        return cls(name, queries, _by_id(corpus), qrels, gold_sets, pages=True)
+
+    @property
+    def judged(self) -> tuple[Query, ...]:
+        """The queries with at least one relevant document; only these can be measured."""
+        return tuple(query for query in self.queries if any(self.gold_sets.get(query.id, ())))
+
+    def sample(self, size: int, seed: int = 0) -> Collection:
+        """Keep `size` judged queries drawn at random without replacement, in the given order.
+
+        The same seed gives the same queries; with `size` or fewer judged queries, all are kept.
+        """
+        judged = self.judged
+        if len(judged) <= size:
+            return replace(self, queries=judged)
+        chosen = np.random.default_rng(seed).choice(len(judged), size=size, replace=False)
+        return replace(self, queries=tuple(judged[i] for i in sorted(chosen.tolist())))
+
+    def by_page(self) -> Collection:
+        """Turn passages into their pages: one document per distinct title, judged by title.
+
+        A page's text is its first passage. Passages without a title are left out; a query
+        whose relevant passages all lack one is no longer judged.
+        """
+        title_of = {key: page.title for key, page in self.corpus.items() if page.title}
+        gold = [
+            GoldQuery(
+                query,
+                tuple(
+                    frozenset(title_of[key] for key in pages if key in title_of)
+                    for pages in self.gold_sets.get(query.id, ())
+                ),
+            )
+            for query in self.queries
+        ]
+        pages = (
+            Document(document.title, document.title, document.text)
+            for document in self.corpus.values()
+            if document.title
+        )
+        return Collection.from_gold_sets(f"{self.name}, pages", gold, pages)
+
+
+def read_collection(
+    path: Path,
+    format: str | None = None,  # noqa: A002 -- the word every command line uses
+    name: str | None = None,
+    corpora: Sequence[Path] = (),
+) -> Collection:
+    """Read queries, judgements and corpus.
+
+    `path` is a folder (beir, msmarco, trec) or a JSON Lines file (kilt, hover); without
+    `format` it is guessed from what is there. `name` chooses among several query sets of one
+    folder. `corpora` adds documents from other files (see `read_corpus`): for kilt and hover,
+    which bring no corpus, the pool of pages is the union of the gold titles and of the titles
+    in `corpora`.
+
+    Raises ValueError or FileNotFoundError, with the remedy, for what cannot be read.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}; give a BEIR folder or a KILT file.")
+    format = format or guess_format(path)  # noqa: A001
+    extra = [document for corpus in corpora for document in read_corpus(corpus)]
+    if format in ("kilt", "hover"):
+        reader = read_kilt if format == "kilt" else read_hover
+        gold = list(reader(path))
+        titles = (page for record in gold for pages in record.gold_sets for page in sorted(pages))
+        documents = [Document(d.title, d.title, d.text) for d in extra if d.title]
+        documents.extend(Document(title, title) for title in titles)
+        return Collection.from_gold_sets(path.stem, gold, documents)
+    if format == "beir":
+        queries_path, qrels_path, set_name = _beir_files(path, name)
+        own = path / "corpus.jsonl"
+        documents = list(read_corpus(own)) if own.exists() or not extra else []
+        queries, judgements = read_beir_queries(queries_path), read_qrels(qrels_path)
+    elif format in ("msmarco", "trec"):
+        topics, set_name = _choose(path, ("*queries*.tsv*", "*topics*"), name, "queries")
+        qrels_path, _ = _choose(path, ("*qrels*",), name, "qrels")
+        own_files = sorted([*path.glob("collection*.tsv*"), *path.glob("*docs*.tsv*")])
+        documents = [document for file in own_files for document in read_corpus(file)]
+        queries, judgements = read_topics(topics), read_qrels(qrels_path)
+    else:
+        raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
+    label = f"{path.name}/{set_name}" if set_name else path.name
+    return Collection.from_qrels(label, queries, judgements, [*documents, *extra])
+
+
+def guess_format(path: Path) -> str:
+    """Guess a data set's format from a folder's files or a file's first record."""
+    if path.is_dir():
+        if list(path.glob("*queries.jsonl*")):
+            return "beir"
+        return "msmarco" if list(path.glob("*queries*.tsv*")) else "trec"
+    first = next(_json_lines(path), {})
+    if "output" in first:
+        return "kilt"
+    if "supporting_facts" in first:
+        return "hover"
+    raise ValueError(f"The format of {path} is not known; say it with --format.")
+
+
+def read_corpus(path: Path) -> Iterator[Document]:
+    """Read documents from any of the files that carry some, told apart by their first record.
+
+    BEIR `corpus.jsonl` (`_id`, `title`, `text`; a folder that holds one will do), the KILT
+    knowledge source (`wikipedia_id`, `wikipedia_title`, `text` as a list of paragraphs, of
+    which the first repeats the title), the gold titles of a KILT or HoVer file, or MS MARCO
+    TSV with two (id, text), three (id, title, text) or four columns (id, url, title, body).
+    """
+    if path.is_dir():
+        path = path / "corpus.jsonl"
+    if ".tsv" in path.suffixes:
+        yield from _tsv_corpus(path)
+        return
+    first = next(_json_lines(path), {})
+    if "output" in first or "supporting_facts" in first:
+        reader = read_kilt if "output" in first else read_hover
+        for record in reader(path):
+            for pages in record.gold_sets:
+                yield from (Document(title, title) for title in sorted(pages))
+    elif "wikipedia_title" in first:
+        for page in _json_lines(path):
+            paragraphs = [text.strip() for text in page.get("text") or []]
+            text = next((text for text in paragraphs[1:] if text), "")
+            yield Document(str(page["wikipedia_id"]), page["wikipedia_title"].strip(), text)
+    else:
+        for document in _json_lines(path):
+            key = str(_field(document, "_id", path))
+            yield Document(key, document.get("title") or "", document.get("text") or "")
+
+
+def read_beir_queries(path: Path) -> Iterator[Query]:
+    """Read BEIR queries: JSON Lines with `_id` and `text`."""
+    for record in _json_lines(path):
+        yield Query(str(_field(record, "_id", path)), str(_field(record, "text", path)))
+
+
+def read_qrels(path: Path) -> Iterator[Judgement]:
+    """Read judgements: BEIR (three columns, with or without a header) or TREC (four columns)."""
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            columns = line.split("\t") if line.count("\t") >= 2 else line.split()
+            columns = [column.strip() for column in columns]
+            if not line.strip() or (number == 1 and columns[-1] == "score"):
+                continue
+            try:
+                query_id, *_, document_id, relevance = columns
+                yield Judgement(query_id, document_id, int(float(relevance)))
+            except ValueError:
+                raise ValueError(
+                    f"{path}, line {number}: expected query id, document id and relevance."
+                ) from None
+
+
+def read_kilt(path: Path, page_key: str = "title") -> Iterator[GoldQuery]:
+    """Read KILT queries with their gold sets of pages (`output[].provenance[].title`).
+
+    KILT's own evaluation names pages by `wikipedia_id`; titles are as unique, and the corpora
+    at hand carry titles, so they are the default `page_key`. As there, an output without
+    provenance gives no gold set, while one with an empty list gives an empty set, which counts
+    among the sets to be found.
+    """
+    for record in _json_lines(path):
+        query = Query(str(_field(record, "id", path)), str(_field(record, "input", path)))
+        outputs = record.get("output") or []
+        gold_sets = [
+            frozenset(str(page[page_key]).strip() for page in pages if page.get(page_key))
+            for output in outputs
+            if output and (pages := output.get("provenance")) is not None
+        ]
+        yield GoldQuery(query, tuple(dict.fromkeys(gold_sets)))
+
+
+def read_hover(path: Path) -> Iterator[GoldQuery]:
+    """Read HoVer claims; the titles of all supporting facts are one gold set."""
+    for record in _json_lines(path):
+        query = Query(str(_field(record, "uid", path)), str(_field(record, "claim", path)))
+        facts = _field(record, "supporting_facts", path)
+        yield GoldQuery(query, (frozenset(str(fact[0]).strip() for fact in facts),))
+
+
+def read_topics(path: Path) -> Iterator[Query]:
+    """Read queries from TSV (`id<TAB>text`: MS MARCO, TREC Deep Learning) or TREC topics.
+
+    In the latter, `<num>` is the id and `<title>` the text (TREC ad hoc topics 1 to 450).
+    """
+    with open_text(path) as file:
+        text = file.read()
+    if "<top>" in text.lower():
+        for topic in re.split(r"(?i)<top>", text)[1:]:
+            number = re.search(r"(?i)<num>\s*(?:Number:)?\s*([^\s<]+)", topic)
+            title = re.search(r"(?is)<title>\s*(?:Topic:)?(.*?)(?=<|\n\s*\n|\Z)", topic)
+            if not number or not title:
+                raise ValueError(f"{path}: a topic lacks <num> or <title>; add the missing field.")
+            yield Query(number[1], " ".join(title[1].split()))
+        return
+    for row, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        key, tab, words = line.partition("\t")
+        if not tab:
+            raise ValueError(f"{path}, line {row}: expected query id, a tab and the text.")
+        yield Query(key.strip(), words.strip())
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a UTF-8 text file, unpacking `.gz` on the way."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
+
+
+def _tsv_corpus(path: Path) -> Iterator[Document]:
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            columns = line.rstrip("\r\n").split("\t")
+            if len(columns) == 2:
+                yield Document(columns[0], "", columns[1])
+            elif len(columns) == 3:
+                yield Document(*columns)
+            elif len(columns) == 4:
+                yield Document(columns[0], columns[2], columns[3])
+            else:
+                raise ValueError(f"{path}, line {number}: expected two to four tabbed columns.")
+
+
+def _beir_files(folder: Path, name: str | None) -> tuple[Path, Path, str]:
+    """Find queries and judgements: `queries.jsonl` + `qrels/NAME.tsv`, or NAME-queries.jsonl."""
+    named = {path.name[: -len("-queries.jsonl")]: path for path in folder.glob("*-queries.jsonl")}
+    if named:
+        if name is None and len(named) == 1:
+            name = next(iter(named))
+        if name not in named:
+            raise ValueError(
+                f"{folder} holds several query sets; choose one with --queries: "
+                f"{', '.join(sorted(named))}."
+            )
+        return named[name], folder / f"{name}-qrels.tsv", name
+    qrels = folder / "qrels" / f"{name or 'test'}.tsv"
+    if not qrels.exists():
+        there = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
+        raise ValueError(
+            f"{folder} has no judgements {qrels.name}; choose with --queries among: {there}."
+        )
+    return folder / "queries.jsonl", qrels, name or ""
+
+
+def _choose(
+    folder: Path, patterns: tuple[str, ...], name: str | None, what: str
+) -> tuple[Path, str]:
+    """Find the one file of a folder that fits the patterns and, where given, holds the name."""
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    if name is not None:
+        found = [path for path in found if name in path.name]
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found) or "none"
+        raise ValueError(
+            f"{folder} needs exactly one file of {what}, found {there}; choose with --queries."
+        )
+    return found[0], name or ""
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                record = None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number} is not a JSON object; mend the file.")
+            yield cast("dict[str, Any]", record)
+
+
+def _field(record: dict[str, Any], field: str, path: Path) -> Any:
+    try:
+        return record[field]
+    except KeyError:
+        raise ValueError(
+            f"{path}: a record lacks {field!r}; choose the file's format with --format."
+        ) from None
+
+
+def _by_id(documents: Iterable[Document]) -> dict[str, Document]:
+    """Index by id; where an id comes twice, the first one with a text wins."""
+    corpus: dict[str, Document] = {}
+    for document in documents:
+        known = corpus.get(document.id)
+        if known is None or (not known.text and document.text):
+            corpus[document.id] = document
+    return corpus
+
+
+def _distinct(queries: Iterable[Query], name: str) -> tuple[Query, ...]:
+    by_id: dict[str, Query] = {}
+    for query in queries:
+        if by_id.setdefault(query.id, query) != query:
+            raise ValueError(f"{name}: two queries have the id {query.id!r}; make ids unique.")
+    return tuple(by_id.values())
