@@ -49,7 +49,7 @@ class Summary(NamedTuple):
     skipped: int = 0
     seconds: float = 0.0
     documents: int = 0  # in the index afterwards
-    verified: bool = False  # the index holds as many documents more as were created
+    verified: bool = False  # the index has grown by what was created
     failures: tuple[Failure, ...] = ()  # the first of the failed
     skips: tuple[Skip, ...] = ()  # the first of the skipped
 

@@ -118,7 +118,8 @@ def class_members(found: Found) -> Iterator[Found]:
     # What a private base defines can be documented nowhere but here.
     bases = [base for base in cls.__mro__ if base is cls or is_private(base)]
     for base in bases:
-        distance = cls.__mro__.index(base)
+        # A class under a name that is not its own (`socket.SocketType`) is a distant home too.
+        distance = cls.__mro__.index(base) + (2 if found.rank()[0] else 0)
         for key, value in sorted(vars(base).items()):
             if key.startswith("_"):
                 continue

@@ -1,0 +1,315 @@
+"""Search pipelines: what Titlecast's look like, installing, finding and removing them.
+
+API: https://docs.opensearch.org/latest/search-plugins/search-pipelines/index/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, cast
+
+from opensearchpy import OpenSearch
+from opensearchpy.exceptions import NotFoundError
+
+from plugin.clusters import ClusterError
+
+REQUEST_PROCESSOR = "title_rerank_candidates"
+RESPONSE_PROCESSOR = "title_rerank"
+DEFAULT_SETTING = "index.search.default_pipeline"
+MAX_WINDOW = 10_000  # index.max_result_window, as the engine has it by default
+_NONE = "_none"
+_TEXT_TYPES = ("text", "match_only_text", "keyword")
+_TIME = re.compile(r"[1-9][0-9]*(ms|s)")
+
+
+class PipelineError(ValueError):
+    """A pipeline that cannot be installed, found or removed; the text names the remedy."""
+
+
+class Pipeline(NamedTuple):
+    """How a Titlecast pipeline is set up."""
+
+    title_field: str = "title"
+    passage_fields: tuple[str, ...] = ("passage",)
+    window: int = 100  # hits that are candidates for the page
+    passage_depth: int = 20  # hits whose passages are scored; 0: titles only
+    timeout: str = "500ms"  # for the reranking of one search
+
+
+class Installed(NamedTuple):
+    """A Titlecast pipeline as the cluster has it."""
+
+    name: str
+    pipeline: Pipeline
+    indices: tuple[str, ...]  # those whose default it is
+    body: Mapping[str, Any]
+
+
+def default_name(index: str) -> str:
+    """Give the name of an index's pipeline if nobody chooses another."""
+    return f"titlecast-{index}"
+
+
+def pipeline_body(pipeline: Pipeline) -> dict[str, Any]:
+    """Give the pipeline in the form of the search pipeline API; raise `PipelineError`."""
+    if not pipeline.title_field or not all(pipeline.passage_fields):
+        raise PipelineError("a field's name is empty: name the fields of title and passage")
+    if not pipeline.passage_fields:
+        raise PipelineError("no passage field: name at least one")
+    if not 1 <= pipeline.window <= MAX_WINDOW:
+        raise PipelineError(
+            f"a window of {pipeline.window} hits cannot be: use 1 to {MAX_WINDOW}, 100 is common"
+        )
+    if pipeline.passage_depth < 0:
+        raise PipelineError(
+            f"a passage depth of {pipeline.passage_depth} cannot be: use 0 (titles only) or more"
+        )
+    if not _TIME.fullmatch(pipeline.timeout):
+        raise PipelineError(
+            f"the timeout {pipeline.timeout!r} is no time: write it like 500ms or 2s"
+        )
+    first, *more = pipeline.passage_fields
+    fields = {
+        "title_field": pipeline.title_field,
+        "passage_field": [first, *more] if more else first,
+    }
+    return {
+        "description": "Titlecast: reranks hits by their titles, the best by their passages",
+        "request_processors": [{REQUEST_PROCESSOR: {"window": pipeline.window, **fields}}],
+        "response_processors": [
+            {
+                RESPONSE_PROCESSOR: {
+                    **fields,
+                    "passage_depth": pipeline.passage_depth,
+                    "timeout": pipeline.timeout,
+                    "on_failure": "engine_order",
+                }
+            }
+        ],
+    }
+
+
+def install(
+    client: OpenSearch,
+    index: str,
+    pipeline: Pipeline,
+    *,
+    name: str | None = None,
+    force: bool = False,
+) -> list[str]:
+    """Install a pipeline and make it the default of an index; give warnings worth reading.
+
+    Checks before it changes anything. Raises `ClusterError` if the plugin is missing on a
+    node, and `PipelineError` if the index or a field is missing or another pipeline is in the
+    way (`force` overwrites that).
+    """
+    name = name or default_name(index)
+    body = pipeline_body(pipeline)
+    check_plugin(client)
+    warnings = check_fields(client, index, [pipeline.title_field, *pipeline.passage_fields])
+    others = {
+        user: default
+        for user, default in default_pipelines(client, index).items()
+        if default != name
+    }
+    if others and not force:
+        user, default = next(iter(others.items()))
+        raise PipelineError(
+            f"index {user} has the default pipeline {default}: give --force to replace it"
+        )
+    present = _bodies(client).get(name)
+    if present is not None and _parse(present) is None and not force:
+        raise PipelineError(
+            f"the pipeline {name} is there and not Titlecast's:"
+            " choose another --name, or give --force to replace it"
+        )
+    client.search_pipeline.put(id=name, body=body)
+    client.indices.put_settings(index=index, body={DEFAULT_SETTING: name})
+    return warnings
+
+
+def remove(client: OpenSearch, name: str) -> tuple[str, ...]:
+    """Delete a Titlecast pipeline; give the indices whose default it was.
+
+    They are released first: searches of an index whose default is missing fail. Raises
+    `PipelineError` if there is no such pipeline, or if it is not Titlecast's.
+    """
+    body = _bodies(client).get(name)
+    if body is None:
+        names = ", ".join(found.name for found in installed(client)) or "none"
+        raise PipelineError(f"there is no pipeline {name}: Titlecast's are {names}")
+    if _parse(body) is None:
+        raise PipelineError(f"the pipeline {name} is not Titlecast's: it is left alone")
+    users = _users(client, name)
+    for index in users:
+        client.indices.put_settings(index=index, body={DEFAULT_SETTING: None})
+    client.search_pipeline.delete(id=name)
+    return users
+
+
+def installed(client: OpenSearch, index: str | None = None) -> list[Installed]:
+    """List Titlecast's pipelines in the cluster, or those that are the default of an index.
+
+    Raises `PipelineError` if the index does not exist.
+    """
+    wanted = None if index is None else set(default_pipelines(client, index).values())
+    found = []
+    for name, body in sorted(_bodies(client).items()):
+        pipeline = _parse(body)
+        if pipeline is not None and (wanted is None or name in wanted):
+            found.append(Installed(name, pipeline, _users(client, name), body))
+    return found
+
+
+def default_pipelines(client: OpenSearch, index: str) -> dict[str, str]:
+    """Give the default pipelines of an index (or of those behind an alias), by index.
+
+    Raises `PipelineError` if there is no such index.
+    """
+    settings = _settings(client, index)
+    if not settings:
+        raise PipelineError(f"no index {index}: make one with `titlecast index`, or check --index")
+    return {
+        name: default
+        for name, default in settings.items()
+        if default is not None and default != _NONE
+    }
+
+
+def check_plugin(client: OpenSearch) -> None:
+    """Make sure that every node has the plugin's processors; raise `ClusterError`.
+
+    It asks for the processors, not for a plugin of some name: they are what a search needs,
+    on whichever node it arrives.
+    """
+    info = client.nodes.info(metric="search_pipelines")
+    for node in info["nodes"].values():
+        offered = node.get("search_pipelines", {})
+        for kind, processor in (
+            ("request_processors", REQUEST_PROCESSOR),
+            ("response_processors", RESPONSE_PROCESSOR),
+        ):
+            if processor not in {entry["type"] for entry in offered.get(kind, ())}:
+                raise ClusterError(
+                    f"node {node.get('name')} (OpenSearch {node.get('version')}) has no processor"
+                    f" {processor}: run `opensearch-plugin install file:TITLE-RERANK.zip` on every"
+                    " node and restart it"
+                )
+
+
+def check_fields(client: OpenSearch, index: str, fields: Sequence[str]) -> list[str]:
+    """Make sure that the fields exist and are text; give warnings where they may lie empty.
+
+    Raises `PipelineError` if there is no such index or a field cannot be reranked by.
+    """
+    try:
+        mappings = client.indices.get_mapping(index=index)
+    except NotFoundError:
+        mappings = {}
+    if not mappings:
+        raise PipelineError(f"no index {index}: make one with `titlecast index`, or check --index")
+    warnings = []
+    for name, entry in mappings.items():
+        mapping = entry["mappings"]
+        types = dict(_types(mapping.get("properties", {})))
+        for field in fields:
+            _check_field(name, field, types, mapping.get("properties", {}))
+            if reason := _not_in_source(mapping.get("_source", {}), field):
+                warnings.append(
+                    f"{field} of index {name} does not come back with hits ({reason}):"
+                    " reranking would read empty text"
+                )
+    return warnings
+
+
+def _check_field(index: str, field: str, types: Mapping[str, str], properties: Any) -> None:
+    kind = types.get(field)
+    if kind in _TEXT_TYPES:
+        return
+    if kind is not None:
+        raise PipelineError(f"{field} of index {index} is {kind}, not text: choose another field")
+    parent, _, sub = field.rpartition(".")
+    if parent in types and sub in _definition(properties, parent).get("fields", {}):
+        raise PipelineError(
+            f"{field} of index {index} is a sub-field, which hits do not carry: use {parent}"
+        )
+    known = ", ".join(sorted(name for name, kind in types.items() if kind in _TEXT_TYPES))
+    raise PipelineError(
+        f"index {index} has no field {field}: its text fields are {known or 'none'}"
+    )
+
+
+def _types(properties: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, definition in properties.items():
+        inner = definition.get("properties")
+        yield f"{prefix}{name}", definition.get("type", "object")
+        if inner:
+            yield from _types(inner, f"{prefix}{name}.")
+
+
+def _definition(properties: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    definition: Mapping[str, Any] = {"properties": properties}
+    for name in path.split("."):
+        definition = definition.get("properties", {}).get(name, {})
+    return definition
+
+
+def _not_in_source(source: Mapping[str, Any], field: str) -> str:
+    if source.get("enabled") in (False, "false"):
+        return "_source is switched off"
+    included = source.get("includes") or ["*"]
+    if not any(_covers(pattern, field) for pattern in included):
+        return "_source does not include it"
+    if any(_covers(pattern, field) for pattern in source.get("excludes") or ()):
+        return "_source excludes it"
+    return ""
+
+
+def _covers(pattern: str, field: str) -> bool:
+    # A pattern that names an object covers all that is in it.
+    return fnmatchcase(field, pattern) or fnmatchcase(field, f"{pattern}.*")
+
+
+def _bodies(client: OpenSearch) -> dict[str, Any]:
+    try:
+        return cast("dict[str, Any]", client.search_pipeline.get())
+    except NotFoundError:  # some versions say so where there are none
+        return {}
+
+
+def _parse(body: Mapping[str, Any]) -> Pipeline | None:
+    """Read a pipeline's body; None if it is not Titlecast's."""
+    request = _processor(body.get("request_processors"), REQUEST_PROCESSOR)
+    response = _processor(body.get("response_processors"), RESPONSE_PROCESSOR)
+    if response is None:
+        return None
+    passage = response.get("passage_field", "passage")
+    plain = Pipeline()
+    return Pipeline(
+        str(response.get("title_field", plain.title_field)),
+        tuple(passage) if isinstance(passage, list) else (str(passage),),
+        int((request or {}).get("window", plain.window)),
+        int(response.get("passage_depth", plain.passage_depth)),
+        str(response.get("timeout", plain.timeout)),
+    )
+
+
+def _processor(processors: Any, name: str) -> Mapping[str, Any] | None:
+    return next((entry[name] for entry in processors or () if name in entry), None)
+
+
+def _users(client: OpenSearch, name: str) -> tuple[str, ...]:
+    settings = _settings(client, "*")
+    return tuple(sorted(index for index, default in settings.items() if default == name))
+
+
+def _settings(client: OpenSearch, index: str) -> dict[str, str | None]:
+    try:
+        answer = client.indices.get_settings(
+            index=index, flat_settings=True, expand_wildcards="all"
+        )
+    except NotFoundError:
+        return {}
+    return {name: entry["settings"].get(DEFAULT_SETTING) for name, entry in answer.items()}
