@@ -58,6 +58,7 @@ class ClusterOptions:
         sidecar_urls: the node setting `title_rerank.sidecar.urls`; needs the plugin.
         settings: further node settings, by their dotted names.
         secure_settings: settings of the keystore.
+        java_options: further options of the Java machine.
     """
 
     nodes: int = 1
@@ -68,6 +69,7 @@ class ClusterOptions:
     sidecar_urls: Sequence[str] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     secure_settings: Mapping[str, str] = field(default_factory=dict)
+    java_options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -104,10 +106,15 @@ class Node:
         """The node's process, which the path of its configuration names beyond doubt."""
         return ProcessId(self.pid, _marker(self.folder))
 
+    @property
+    def log_file(self) -> Path:
+        """All that the node has said since its start."""
+        return self.folder / "logs" / "console.log"
+
     def log_tail(self, lines: int = _LOG_LINES) -> tuple[str, ...]:
         """Return the last lines of the node's log."""
         try:
-            text = (self.folder / "logs" / "console.log").read_text(errors="replace")
+            text = self.log_file.read_text(errors="replace")
         except OSError:
             return ()
         return tuple(text.splitlines()[-lines:])
@@ -132,6 +139,7 @@ class LocalCluster:
         sidecar_urls: Sequence[str] = (),
         settings: Mapping[str, object] | None = None,
         secure_settings: Mapping[str, str] | None = None,
+        java_options: Sequence[str] = (),
         start_seconds: float = 180.0,
     ) -> None:
         self._options = ClusterOptions(
@@ -143,6 +151,7 @@ class LocalCluster:
             sidecar_urls=tuple(sidecar_urls),
             settings=dict(settings or {}),
             secure_settings=dict(secure_settings or {}),
+            java_options=tuple(java_options),
         )
         self._start_seconds = start_seconds
         self._launched: list[Launched] = []
@@ -247,7 +256,7 @@ def launch(options: ClusterOptions, folder: Path) -> Iterator[Launched]:
         if options.secure_settings:
             _write_keystore(own, home, jdk, options.secure_settings, owner)
         with (own / "logs" / "console.log").open("wb") as log:
-            process = _spawn(_command(home, own, jdk, options.heap), own, owner, log.fileno())
+            process = _spawn(_command(home, own, jdk, options), own, owner, log.fileno())
         yield Launched(Node(name, process.pid, port, own), process)
 
 
@@ -346,11 +355,12 @@ def _settings(
     return {**settings, **options.settings}
 
 
-def _command(home: Path, own: Path, jdk: Jdk, heap: str) -> list[str]:
+def _command(home: Path, own: Path, jdk: Jdk, options: ClusterOptions) -> list[str]:
     return [
         str(jdk.java),
-        f"-Xms{heap}",
-        f"-Xmx{heap}",
+        f"-Xms{options.heap}",
+        f"-Xmx{options.heap}",
+        *options.java_options,
         "-XX:+ExitOnOutOfMemoryError",
         f"-XX:ErrorFile={own / 'logs' / 'java-error.log'}",
         "--add-modules=jdk.incubator.vector",
@@ -468,7 +478,7 @@ def _own_folder(folder: Path, owner: _Owner | None) -> None:
 def _start_error(what: str, nodes: Sequence[Node]) -> StartError:
     tail = tuple(line for node in nodes for line in node.log_tail())
     for line in tail:
-        _log.error("%s", line)
+        _log.info("%s", line)
     reason = next((line for line in tail if re.search(r"(Exception|Error)\b", line)), "")
     return StartError(
         f"{what}{f' ({reason.strip()[:300]})' if reason else ''}: see the end of its log.", tail
