@@ -66,7 +66,7 @@ class Reranking:
 
 def rank(scored: Iterable[tuple[str, float]]) -> Ranking:
     """Sort by falling score; equal scores keep their order, NaN comes last."""
-    return sorted(scored, key=lambda hit: np.inf if np.isnan(hit[1]) else -hit[1])
+    return sorted(scored, key=lambda hit: (np.isnan(hit[1]), -hit[1]))
 
 
 def first_stage(searcher: Searcher, queries: Iterable[Query], k: int = 100) -> Reranking:
@@ -221,6 +221,8 @@ def _standardise(ranking: Ranking) -> Ranking:
         return []
     scores = np.array([score for _, score in ranking], dtype=np.float64)
     spread = scores.std()
-    # Equal scores leave a spread of rounding errors, not of 0.
-    standard = (scores - scores.mean()) / spread if np.ptp(scores) > 0 else np.zeros_like(scores)
+    # Rounding gives equal scores a spread that is not quite 0.
+    if spread <= 1e-9 * np.abs(scores).max():
+        return [(key, 0.0) for key, _ in ranking]
+    standard = (scores - scores.mean()) / spread
     return [(key, score) for (key, _), score in zip(ranking, standard.tolist(), strict=True)]

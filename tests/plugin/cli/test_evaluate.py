@@ -1,0 +1,233 @@
+"""`titlecast evaluate` on a small collection, with lexical scorers in the models' places."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from plugin.cli import evaluate as command
+from plugin.cli.options import CommandError
+from reranker.evaluation.trec import read_run
+from reranker.records import Hit, RankedHit, RerankResult
+
+pytest.importorskip("ir_measures", reason="ir-measures is in the train extra")
+
+CORPUS = {
+    "d1": ("Ed Wood", "An American filmmaker, and a wood in which no heap was seen."),
+    "d2": ("Heapsort", "Sorts with a binary heap."),
+    "d3": ("Sand", "A heap of sand, a heap of gravel."),
+}
+QUERIES = {"q1": "heap", "q2": "filmmaker", "q3": "nobody judged this"}
+QRELS = {"q1": "d2", "q2": "d1"}
+
+
+def overlap(query: str, text: str) -> float:
+    return sum(word in text.lower() for word in query.lower().split()) - len(text) / 1000
+
+
+class Titles:
+    @classmethod
+    def load(cls, path: Path | None = None, threads: int | None = None) -> Titles:
+        return cls()
+
+    def score(self, query: str, titles: list[str]) -> NDArray[np.float32]:
+        return np.array([overlap(query, title) for title in titles], dtype=np.float32)
+
+
+class Passages:
+    @classmethod
+    def load(cls, path: Path | None = None, threads: int | None = None) -> Passages:
+        return cls()
+
+    def score(self, query: str, titles: list[str], passages: list[str]) -> NDArray[np.float32]:
+        return np.array([overlap(query, passage) for passage in passages], dtype=np.float32)
+
+
+class Stages:
+    @classmethod
+    def load(cls, path: Path | None = None, threads: int | None = None) -> Stages:
+        return cls()
+
+    def rerank(self, query: str, hits: list[Hit], passage_depth: int = 20) -> RerankResult:
+        order = sorted(hits, key=lambda hit: -overlap(query, hit.title))
+        ranked = [
+            RankedHit(hit.id, hits.index(hit), 2 - place / 100, hit.score)
+            for place, hit in enumerate(order)
+        ]
+        return RerankResult(ranked, [], complete=True)
+
+
+@pytest.fixture(autouse=True)
+def lexical_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "TitleReranker", Titles)
+    monkeypatch.setattr(command, "PassageReranker", Passages)
+    monkeypatch.setattr(command, "Cascade", Stages)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [{"_id": d, "title": t, "text": x} for d, (t, x) in CORPUS.items()]
+    queries = [{"_id": q, "text": t} for q, t in QUERIES.items()]
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (folder / "qrels/test.tsv").write_text("".join(f"{q}\t{d}\t1\n" for q, d in QRELS.items()))
+    return folder
+
+
+def run(*arguments: object) -> str:
+    app = typer.Typer()
+    command.register(app)
+    result = CliRunner().invoke(
+        app, [str(argument) for argument in arguments], env={"COLUMNS": "160"}
+    )
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def report(tmp_path: Path, *arguments: object) -> dict[str, Any]:
+    run(*arguments, "--json", tmp_path / "report.json")
+    read: dict[str, Any] = json.loads((tmp_path / "report.json").read_text())
+    return read
+
+
+def rows(report: dict[str, Any]) -> list[str]:
+    return [row["name"] for row in report["rows"]]
+
+
+def mean(report: dict[str, Any], row: str, measure: str) -> float:
+    (found,) = (each for each in report["rows"] if each["name"] == row)
+    value: float = found["estimates"][measure]["mean"]
+    return value
+
+
+def test_the_cascades_report(tmp_path: Path, data: Path) -> None:
+    read = report(tmp_path, data)
+    names = ["BM25", "title stage alone", "title stage", "cascade (20)", "ceiling"]
+    assert rows(read) == names
+    assert (read["queries"], read["judged"], read["documents"]) == (3, 2, 3)
+    assert read["first_stage"] == "BM25 over titles and passages, without stop words"
+    assert read["models"] == {"reranker": "shipped"}
+    assert list(read["rows"][0]["estimates"]) == ["nDCG@10", "RR@10", "R@20", "R@100"]
+    assert [row["ranked"] for row in read["rows"]] == [2] * 5
+    # BM25 finds the heap of sand first, the title stage Heapsort.
+    assert mean(read, "BM25", "RR@10") == pytest.approx((1 / 2 + 1) / 2)
+    assert mean(read, "title stage", "RR@10") == pytest.approx(1.0)
+    assert mean(read, "ceiling", "RR@10") == pytest.approx(1.0)
+    assert read["rows"][0]["estimates"]["RR@10"]["p"] is None
+    assert 0 < read["rows"][1]["estimates"]["RR@10"]["p"] <= 1
+
+
+def test_the_table_tells_measures_intervals_and_counts(data: Path) -> None:
+    output = run(data, "--stage", "title", "--measures", "RR@10,AP")
+    for expected in ("RR@10", "AP", "75.0", "50.0–100.0", "title stage alone", "ceiling", "ranked"):
+        assert expected in output
+    assert "2 judged queries of 3 read, 3 documents, top 100 of BM25" in output
+
+
+@pytest.mark.parametrize(
+    ("stage", "names"),
+    [
+        ("bm25", ["BM25", "ceiling"]),
+        ("title", ["BM25", "title stage alone", "title stage", "ceiling"]),
+        ("passage", ["BM25", "passage stage alone (2)", "ceiling"]),
+    ],
+)
+def test_stages_choose_rows(tmp_path: Path, data: Path, stage: str, names: list[str]) -> None:
+    assert rows(report(tmp_path, data, "--stage", stage, "--passage-depth", 2)) == names
+
+
+def test_pages_are_measured_as_kilt_does(tmp_path: Path, data: Path) -> None:
+    read = report(tmp_path, data, "--stage", "bm25", "--pages")
+    assert list(read["rows"][0]["estimates"]) == ["KILT-Rprec", "KILT-R@5", "R@5", "R@20"]
+    assert read["first_stage"] == "BM25 over titles, without stop words"
+    assert read["rows"][0]["ranked"] == 0  # no title has the words themselves
+
+
+def test_kilt_files_with_a_pool_of_titles(tmp_path: Path, data: Path) -> None:
+    provenance = [{"title": "Heapsort"}, {"title": "Sand"}]
+    record = {"id": "1", "input": "sand heapsort", "output": [{"provenance": provenance}]}
+    kilt = tmp_path / "kilt.jsonl"
+    kilt.write_text(json.dumps(record))
+    read = report(tmp_path, kilt, "--corpus", data, "--stage", "bm25")
+    assert read["documents"] == 3
+    assert mean(read, "BM25", "KILT-Rprec") == 1.0
+
+
+def test_a_saved_run_is_a_first_stage(tmp_path: Path, data: Path) -> None:
+    saved = tmp_path / "saved.txt"
+    first = report(tmp_path, data, "--stage", "title", "--save-run", saved)
+    assert read_run(saved).keys() == {"q1", "q2"}
+    again = report(tmp_path, data, "--stage", "bm25", "--run", saved, "--candidates", 2)
+    assert rows(again) == ["saved", "ceiling"]
+    assert again["first_stage"] == "run file saved.txt"
+    assert mean(again, "saved", "RR@10") == mean(first, "title stage", "RR@10")
+
+
+def test_a_run_over_other_documents_is_an_error(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "run").write_text("q1 Q0 elsewhere 1 1.0 t\n")
+    with pytest.raises(CommandError, match="give a run over this collection"):
+        run(data, "--run", tmp_path / "run")
+
+
+def test_samples_are_seeded(tmp_path: Path, data: Path) -> None:
+    read = report(tmp_path, data, "--stage", "bm25", "--sample", 1, "--seed", 3)
+    assert read["judged"] == 1
+    again = report(tmp_path, data, "--stage", "bm25", "--sample", 1, "--seed", 3)
+    assert read["rows"][0]["estimates"] == again["rows"][0]["estimates"]
+
+
+def test_the_bi_encoder_has_two_rows(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+
+    def encoder(texts: list[str]) -> NDArray[np.float32]:
+        encoded.extend(texts)
+        letters = [[float(text.lower().count(letter)) for letter in "aehprst"] for text in texts]
+        return np.array(letters, dtype=np.float32)
+
+    monkeypatch.setattr(command, "load_bi_encoder", lambda name: encoder)
+    options = ("--baseline", "bi-encoder", "--fusion-weight", 0.3)
+    read = report(tmp_path, data, "--stage", "title", *options)
+    assert rows(read)[:3] == ["BM25", "bi-encoder", "BM25 + bi-encoder (0.3)"]
+    assert read["models"]["bi-encoder"] == "all-MiniLM-L6-v2"
+    assert "Heapsort" in encoded  # what the title stage sees
+    encoded.clear()
+    report(tmp_path, data, "--stage", "passage", *options)
+    assert "Heapsort. Sorts with a binary heap." in encoded
+
+
+@pytest.mark.filterwarnings("default")  # those of matplotlib are not ours
+def test_the_plot_sweeps_depths(tmp_path: Path, data: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is in the train extra")
+    picture = tmp_path / "depths.png"
+    read = report(tmp_path, data, "--candidates", 10, "--plot", picture)
+    assert [point["depth"] for point in read["depths"]] == [0, 5, 10]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_errors_name_the_remedy(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CommandError, match="--stage cascade"):
+        run(data, "--stage", "title", "--plot", tmp_path / "x.png")
+    with pytest.raises(ValueError, match="nDCG@10"):
+        run(data, "--stage", "bm25", "--measures", "nonsense@1")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(CommandError, match=r"titlecast\[train\]"):
+        run(data, "--plot", tmp_path / "x.png")
+    (data / "qrels/test.tsv").write_text("other\td1\t1\n")
+    with pytest.raises(CommandError, match="None of 3 queries is judged"):
+        run(data)
