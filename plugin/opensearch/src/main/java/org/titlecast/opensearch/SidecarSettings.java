@@ -1,0 +1,131 @@
+package org.titlecast.opensearch;
+
+import java.net.URI;
+import java.net.URISyntaxException;
+import java.util.List;
+import org.opensearch.common.settings.SecureSetting;
+import org.opensearch.common.settings.Setting;
+import org.opensearch.common.settings.Setting.Property;
+import org.opensearch.common.settings.Settings;
+import org.opensearch.common.unit.TimeValue;
+import org.opensearch.core.common.settings.SecureString;
+import org.opensearch.core.common.unit.ByteSizeUnit;
+import org.opensearch.core.common.unit.ByteSizeValue;
+
+/**
+ * Where the sidecar is and what a call to it may cost.
+ *
+ * <p>These are settings of the node and not of the pipeline: whoever may create a pipeline must not
+ * be able to make the cluster call an address of their choice.
+ *
+ * @param urls the sidecars' base addresses, at least one, without a slash at the end
+ * @param connectTimeout limit for making one connection
+ * @param timeout limit for a whole call, whatever a pipeline asks for
+ * @param maxResponseBytes limit for the body of an answer
+ * @param maxInFlight limit for the calls under way at one time
+ * @param key bearer token; empty if the sidecar asks for none
+ */
+record SidecarSettings(
+    List<URI> urls,
+    TimeValue connectTimeout,
+    TimeValue timeout,
+    int maxResponseBytes,
+    int maxInFlight,
+    String key) {
+
+  static final String PREFIX = "title_rerank.sidecar.";
+
+  static final Setting<List<URI>> URLS =
+      Setting.listSetting(
+          PREFIX + "urls",
+          List.of("http://localhost:8900"),
+          SidecarSettings::parseUrl,
+          urls -> {
+            if (urls.isEmpty()) {
+              throw new IllegalArgumentException(
+                  "[" + PREFIX + "urls] is empty: name at least one sidecar, or leave it out");
+            }
+          },
+          Property.NodeScope);
+
+  static final Setting<TimeValue> CONNECT_TIMEOUT =
+      Setting.timeSetting(
+          PREFIX + "connect_timeout",
+          TimeValue.timeValueMillis(200),
+          TimeValue.timeValueMillis(1),
+          Property.NodeScope);
+
+  static final Setting<TimeValue> TIMEOUT =
+      Setting.timeSetting(
+          PREFIX + "timeout",
+          TimeValue.timeValueSeconds(2),
+          TimeValue.timeValueMillis(1),
+          Property.NodeScope);
+
+  static final Setting<ByteSizeValue> MAX_RESPONSE_SIZE =
+      Setting.byteSizeSetting(
+          PREFIX + "max_response_size",
+          new ByteSizeValue(4, ByteSizeUnit.MB),
+          new ByteSizeValue(1, ByteSizeUnit.KB),
+          new ByteSizeValue(256, ByteSizeUnit.MB),
+          Property.NodeScope);
+
+  static final Setting<Integer> MAX_IN_FLIGHT =
+      Setting.intSetting(PREFIX + "max_in_flight", 64, 1, Property.NodeScope);
+
+  static final Setting<SecureString> KEY = SecureSetting.secureString(PREFIX + "key", null);
+
+  static List<Setting<?>> all() {
+    return List.of(URLS, CONNECT_TIMEOUT, TIMEOUT, MAX_RESPONSE_SIZE, MAX_IN_FLIGHT, KEY);
+  }
+
+  /** Reads them once, while the keystore is still open. */
+  static SidecarSettings of(Settings settings) {
+    try (SecureString key = KEY.get(settings)) {
+      return new SidecarSettings(
+          URLS.get(settings),
+          CONNECT_TIMEOUT.get(settings),
+          TIMEOUT.get(settings),
+          Math.toIntExact(MAX_RESPONSE_SIZE.get(settings).getBytes()),
+          MAX_IN_FLIGHT.get(settings),
+          key.toString());
+    }
+  }
+
+  private static URI parseUrl(String text) {
+    URI url;
+    try {
+      url = new URI(text.strip().replaceAll("/+$", ""));
+    } catch (URISyntaxException e) {
+      throw unusable(text);
+    }
+    boolean http = "http".equalsIgnoreCase(url.getScheme());
+    boolean https = "https".equalsIgnoreCase(url.getScheme());
+    if ((!http && !https)
+        || url.getHost() == null
+        || url.getUserInfo() != null
+        || url.getQuery() != null
+        || url.getFragment() != null) {
+      throw unusable(text);
+    }
+    return url;
+  }
+
+  private static IllegalArgumentException unusable(String text) {
+    return new IllegalArgumentException(
+        "["
+            + PREFIX
+            + "urls] holds ["
+            + text
+            + "]: give http or https addresses such as http://localhost:8900, without user, query"
+            + " or fragment (a key belongs into the keystore as "
+            + PREFIX
+            + "key)");
+  }
+
+  /** Without the key, which a log must never see. */
+  @Override
+  public String toString() {
+    return "SidecarSettings" + urls;
+  }
+}

@@ -1,0 +1,316 @@
+package org.titlecast.opensearch;
+
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Locale;
+import java.util.Map;
+import java.util.Objects;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.Executor;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicLong;
+import org.apache.logging.log4j.LogManager;
+import org.apache.logging.log4j.Logger;
+import org.opensearch.OpenSearchStatusException;
+import org.opensearch.action.search.SearchRequest;
+import org.opensearch.action.search.SearchResponse;
+import org.opensearch.action.support.ContextPreservingActionListener;
+import org.opensearch.common.Nullable;
+import org.opensearch.common.unit.TimeValue;
+import org.opensearch.common.util.concurrent.ThreadContext;
+import org.opensearch.common.xcontent.XContentHelper;
+import org.opensearch.core.action.ActionListener;
+import org.opensearch.core.common.bytes.BytesReference;
+import org.opensearch.core.rest.RestStatus;
+import org.opensearch.core.xcontent.MediaType;
+import org.opensearch.core.xcontent.NamedXContentRegistry;
+import org.opensearch.ingest.ConfigurationUtils;
+import org.opensearch.search.SearchHit;
+import org.opensearch.search.pipeline.AbstractProcessor;
+import org.opensearch.search.pipeline.PipelineProcessingContext;
+import org.opensearch.search.pipeline.Processor;
+import org.opensearch.search.pipeline.SearchResponseProcessor;
+import org.opensearch.tasks.Task;
+import org.titlecast.opensearch.SidecarProtocol.Answer;
+import org.titlecast.opensearch.SidecarProtocol.Call;
+import org.titlecast.opensearch.SidecarProtocol.Candidate;
+
+/**
+ * Sends a search's hits to the sidecar and gives back the asked-for page in the sidecar's order.
+ *
+ * <p>Whatever goes wrong there, the search answers: with the same page in the engine's own order
+ * and the reason in {@code ext.title_rerank}, or, where the pipeline prefers that, with an error.
+ */
+public final class TitleRerankResponseProcessor extends AbstractProcessor
+    implements SearchResponseProcessor {
+  /** The processor's name in a pipeline. */
+  public static final String TYPE = "title_rerank";
+
+  private static final Logger logger = LogManager.getLogger(TitleRerankResponseProcessor.class);
+  private static final String PASSAGE_DEPTH = "passage_depth";
+  private static final String TIMEOUT = "timeout";
+  private static final String ON_FAILURE = "on_failure";
+
+  private static final long QUIET_NANOS = TimeUnit.MINUTES.toNanos(1);
+
+  private enum OnFailure {
+    ENGINE_ORDER,
+    ERROR
+  }
+
+  /** What the processors of one node share. */
+  record Node(
+      SidecarClient sidecar,
+      ThreadContext threadContext,
+      Executor executor,
+      NamedXContentRegistry registry) {}
+
+  private final Node node;
+  @Nullable private final TextFields fields; // null: those of the request processor
+  private final int passageDepth;
+  private final TimeValue timeout;
+  private final OnFailure onFailure;
+  private final AtomicLong quietUntil = new AtomicLong(System.nanoTime());
+
+  private TitleRerankResponseProcessor(
+      String tag,
+      String description,
+      boolean ignoreFailure,
+      Node node,
+      @Nullable TextFields fields,
+      int passageDepth,
+      TimeValue timeout,
+      OnFailure onFailure) {
+    super(tag, description, ignoreFailure);
+    this.node = node;
+    this.fields = fields;
+    this.passageDepth = passageDepth;
+    this.timeout = timeout;
+    this.onFailure = onFailure;
+  }
+
+  /** Makes the processor of a pipeline's configuration. */
+  static Processor.Factory<SearchResponseProcessor> factory(Node node) {
+    return (factories, tag, description, ignoreFailure, config, context) ->
+        create(tag, description, ignoreFailure, config, node);
+  }
+
+  private static TitleRerankResponseProcessor create(
+      String tag,
+      String description,
+      boolean ignoreFailure,
+      Map<String, Object> config,
+      Node node) {
+    int depth = ConfigurationUtils.readIntProperty(TYPE, tag, config, PASSAGE_DEPTH, 20);
+    if (depth < 0) {
+      throw ConfigurationUtils.newConfigurationException(
+          TYPE, tag, PASSAGE_DEPTH, "must be 0 (titles only) or more, not " + depth);
+    }
+    return new TitleRerankResponseProcessor(
+        tag,
+        description,
+        ignoreFailure,
+        node,
+        TextFields.read(TYPE, tag, config),
+        depth,
+        readTimeout(tag, config),
+        readOnFailure(tag, config, ignoreFailure));
+  }
+
+  private static TimeValue readTimeout(String tag, Map<String, Object> config) {
+    String text = ConfigurationUtils.readStringProperty(TYPE, tag, config, TIMEOUT, "500ms");
+    TimeValue timeout;
+    try {
+      timeout = TimeValue.parseTimeValue(text, TIMEOUT);
+    } catch (IllegalArgumentException e) {
+      throw ConfigurationUtils.newConfigurationException(TYPE, tag, TIMEOUT, e.getMessage());
+    }
+    if (timeout.millis() < 1) {
+      throw ConfigurationUtils.newConfigurationException(
+          TYPE, tag, TIMEOUT, "must be 1ms or more, not [" + text + "]");
+    }
+    return timeout;
+  }
+
+  private static OnFailure readOnFailure(
+      String tag, Map<String, Object> config, boolean ignoreFailure) {
+    String text =
+        ConfigurationUtils.readStringProperty(TYPE, tag, config, ON_FAILURE, "engine_order");
+    OnFailure onFailure;
+    try {
+      onFailure = OnFailure.valueOf(text.toUpperCase(Locale.ROOT));
+    } catch (IllegalArgumentException e) {
+      throw ConfigurationUtils.newConfigurationException(
+          TYPE, tag, ON_FAILURE, "must be engine_order or error, not [" + text + "]");
+    }
+    if (onFailure == OnFailure.ERROR && ignoreFailure) {
+      throw ConfigurationUtils.newConfigurationException(
+          TYPE,
+          tag,
+          ON_FAILURE,
+          "an error that ignore_failure then hides would show the whole window instead of the"
+              + " page: use engine_order");
+    }
+    return onFailure;
+  }
+
+  @Override
+  public String getType() {
+    return TYPE;
+  }
+
+  @Override
+  public SearchResponse processResponse(SearchRequest request, SearchResponse response) {
+    throw new UnsupportedOperationException(TYPE + " waits for a sidecar: it is asynchronous only");
+  }
+
+  @Override
+  public void processResponseAsync(
+      SearchRequest request,
+      SearchResponse response,
+      PipelineProcessingContext context,
+      ActionListener<SearchResponse> listener) {
+    long started = System.nanoTime();
+    CompletableFuture<SearchResponse> reranked;
+    try {
+      Candidates candidates = candidates(request, response, context);
+      reranked =
+          candidates == null
+              ? CompletableFuture.completedFuture(response)
+              : rerank(response, candidates, started);
+    } catch (RuntimeException e) {
+      reranked = CompletableFuture.failedFuture(e);
+    }
+    ActionListener<SearchResponse> preserving =
+        ContextPreservingActionListener.wrapPreservingContext(listener, node.threadContext());
+    reranked.whenComplete(
+        (changed, error) -> {
+          if (error == null) {
+            preserving.onResponse(changed);
+          } else {
+            preserving.onFailure(asException(error));
+          }
+        });
+  }
+
+  /** What there is to rerank; null if this search is to be left alone. */
+  @Nullable
+  private Candidates candidates(
+      SearchRequest request, SearchResponse response, PipelineProcessingContext context) {
+    Candidates candidates = null;
+    if (Candidates.decided(context)) {
+      candidates = Candidates.recall(context);
+    } else if (Candidates.whyNot(request) == null && Candidates.from(request.source()) == 0) {
+      // Without our request processor: the hits that are there, none of them left out.
+      String text = QueryText.find(request.source(), node.registry());
+      if (text != null) {
+        candidates = new Candidates(0, Integer.MAX_VALUE, text, TextFields.DEFAULT, null);
+      }
+    }
+    // A second processor of this kind would cut the page out of the page.
+    Candidates.rememberNone(context);
+    return response.getHits() == null || response.getHits().getHits().length == 0
+        ? null
+        : candidates;
+  }
+
+  private CompletableFuture<SearchResponse> rerank(
+      SearchResponse response, Candidates candidates, long started) {
+    TextFields read = Objects.requireNonNullElse(fields, candidates.fields());
+    CompletableFuture<Answer> answer;
+    try {
+      List<Candidate> hits = read(response, read);
+      if (hits.stream().allMatch(hit -> hit.title().isBlank() && hit.passage().isBlank())) {
+        return CompletableFuture.completedFuture(
+            inEngineOrder(response, candidates, noText(read), started));
+      }
+      answer =
+          node.sidecar()
+              .rerank(
+                  new Call(candidates.queryText(), hits, passageDepth),
+                  timeout,
+                  node.threadContext().getHeader(Task.X_OPAQUE_ID),
+                  node.executor());
+    } catch (RuntimeException e) {
+      answer = CompletableFuture.failedFuture(e);
+    }
+    return answer
+        .thenApply(
+            order ->
+                Reordering.reranked(
+                    response,
+                    order.hits(),
+                    candidates,
+                    millisSince(started),
+                    TitleRerankReport.applied(order, millisSince(started))))
+        .exceptionally(error -> withoutAnswer(response, candidates, asException(error), started));
+  }
+
+  private List<Candidate> read(SearchResponse response, TextFields read) {
+    List<Candidate> hits = new ArrayList<>();
+    for (SearchHit hit : response.getHits()) {
+      Map<String, Object> source = source(hit.getSourceRef());
+      hits.add(
+          new Candidate(
+              Objects.requireNonNullElse(hit.getId(), ""),
+              read.titleOf(source),
+              passageDepth == 0 ? "" : read.passageOf(source),
+              hit.getScore()));
+    }
+    return hits;
+  }
+
+  /** A matter of these documents and not a failure, so that on_failure has no say in it. */
+  private static String noText(TextFields read) {
+    return "No hit has text in "
+        + read.paths()
+        + ": set title_field and passage_field of the processors "
+        + CandidatesRequestProcessor.TYPE
+        + " and "
+        + TYPE;
+  }
+
+  /** Not the hit's own map, which the hit would keep. */
+  private static Map<String, Object> source(@Nullable BytesReference source) {
+    return source == null
+        ? Map.of()
+        : XContentHelper.convertToMap(source, false, (MediaType) null).v2();
+  }
+
+  private SearchResponse withoutAnswer(
+      SearchResponse response, Candidates candidates, Exception error, long started) {
+    long now = System.nanoTime();
+    long until = quietUntil.get();
+    if (now - until >= 0 && quietUntil.compareAndSet(until, now + QUIET_NANOS)) {
+      logger.warn("a search was not reranked; more of these in the next minute stay silent", error);
+    } else {
+      logger.debug("a search was not reranked", error);
+    }
+    String reason =
+        error instanceof SidecarException
+            ? error.getMessage()
+            : "Reranking failed within the plugin: see the node's log";
+    if (onFailure == OnFailure.ERROR) {
+      // Without the cause, which may name the sidecar's address.
+      throw new OpenSearchStatusException(reason, RestStatus.SERVICE_UNAVAILABLE);
+    }
+    return inEngineOrder(response, candidates, reason, started);
+  }
+
+  private static SearchResponse inEngineOrder(
+      SearchResponse response, Candidates candidates, String reason, long started) {
+    return Reordering.engineOrder(
+        response, candidates, millisSince(started), TitleRerankReport.notApplied(reason));
+  }
+
+  private static long millisSince(long started) {
+    return TimeUnit.NANOSECONDS.toMillis(System.nanoTime() - started);
+  }
+
+  private static Exception asException(Throwable error) {
+    Throwable cause =
+        error instanceof CompletionException && error.getCause() != null ? error.getCause() : error;
+    return cause instanceof Exception exception ? exception : new RuntimeException(cause);
+  }
+}
