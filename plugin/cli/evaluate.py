@@ -18,6 +18,7 @@ from reranker.evaluation import plots
 from reranker.evaluation.baselines import Vectors, load_bi_encoder
 from reranker.evaluation.bm25 import BM25, Field, text_of
 from reranker.evaluation.collections import FORMATS, Collection, read_collection
+from reranker.evaluation.measures import measure_rankings
 from reranker.evaluation.reports import DepthPoint, Report, Row, measure_runs, sweep_depths
 from reranker.evaluation.runs import (
     Reranker,
@@ -106,7 +107,8 @@ def evaluate(
         ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Folder of the models. [default: those shipped]")
+        Path | None,
+        typer.Option(help="Folder of the models, or of one stage's. [default: those shipped]"),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of our models.")] = None,
     stop_words: Annotated[
@@ -138,34 +140,33 @@ def evaluate(
         collection = read_collection(data, format, queries, corpus or ())
         read = len(collection.queries)
         collection = collection.by_page() if pages and not collection.pages else collection
+        default = _PAGE_MEASURES if collection.pages else _PASSAGE_MEASURES
+        names = [name.strip() for name in (measures or default).split(",") if name.strip()]
+        measure_rankings({}, {}, {}, names, [])  # a misspelt measure shows before the work
         collection = collection.sample(sample or len(collection.queries), seed)
         if not collection.queries:
             raise CommandError(f"None of {read} queries is judged; choose others with --queries.")
+        loaded = _load(stage, model, threads)
+        models = {"reranker": loaded.name} if loaded.name else {}
         title_only = collection.pages or stage is Stage.title
 
         first = _first_stage(collection, run, candidates, stop_words, stem)
         runs: _Runs = {first.name: (first.run, first.milliseconds)}
         with Progress(console=Console(stderr=True), transient=True) as progress:
             bench = _Bench(collection, first.run, progress)
-            models: dict[str, str] = {}
             if baseline:
                 models["bi-encoder"] = baseline_model or "all-MiniLM-L6-v2"
                 runs |= _bi_encoder(bench, first.name, baseline_model, title_only, fusion_weight)
-            if stage is not Stage.bm25:
-                models["reranker"] = str(model) if model else "shipped"
-            ours = _ours(bench, stage, passage_depth, model, threads)
+            ours = _ours(bench, stage, passage_depth, loaded)
             runs |= ours
         last = list(ours.values())[-1][0] if ours else first.run
         runs["ceiling"] = (oracle(first.run, collection), None)
 
-        default = _PAGE_MEASURES if collection.pages else _PASSAGE_MEASURES
-        names = [name.strip() for name in (measures or default).split(",") if name.strip()]
         rows = measure_runs(collection, runs, names, seed)
         points: list[DepthPoint] = []
-        if plot:
-            cascade = Cascade.load(model, threads)
+        if plot and loaded.cascade:
             swept = [depth for depth in _DEPTHS if depth <= candidates]
-            points = sweep_depths(cascade, first.run, collection, swept, names, seed)
+            points = sweep_depths(loaded.cascade, first.run, collection, swept, names, seed)
             plots.draw_depths(plot, points, names[0], collection.name)
     except ImportError as error:  # an extra is missing; the message says which
         raise CommandError(str(error)) from error
@@ -253,19 +254,45 @@ def _bi_encoder(
     }
 
 
-def _ours(
-    bench: _Bench, stage: Stage, depth: int, model: Path | None, threads: int | None
-) -> _Runs:
+class _Models(NamedTuple):
+    """What is measured: both stages put together, or a single stage's model."""
+
+    name: str = ""
+    title: TitleReranker | None = None
+    passage: PassageReranker | None = None
+    cascade: Cascade | None = None
+
+
+def _load(stage: Stage, folder: Path | None, threads: int | None) -> _Models:
+    """Load the models of a stage.
+
+    A folder without `fusion.json` is taken for a single model, fresh from training.
+    """
+    if stage is Stage.bm25:
+        return _Models()
+    if folder and stage is not Stage.cascade and not (folder / "fusion.json").exists():
+        if stage is Stage.title:
+            title = TitleReranker.load(folder, threads)
+            return _Models(title.name, title=title)
+        passage = PassageReranker.load(folder, threads)
+        return _Models(passage.name, passage=passage)
+    cascade = Cascade.load(folder, threads)
+    if stage is Stage.passage:
+        return _Models(cascade.passage.name, passage=cascade.passage)
+    return _Models(cascade.name, title=cascade.title, cascade=cascade)
+
+
+def _ours(bench: _Bench, stage: Stage, depth: int, models: _Models) -> _Runs:
     """Run our stages, as far as was asked."""
     rerankers: dict[str, Reranker] = {}
-    if stage in (Stage.title, Stage.cascade):
-        rerankers["title stage alone"] = by_title(TitleReranker.load(model, threads))
-        rerankers["title stage"] = by_cascade(Cascade.load(model, threads), 0)
-    if stage is Stage.passage:
-        passages = PassageReranker.load(model, threads)
-        rerankers[f"passage stage alone ({depth})"] = by_passage(passages, depth)
-    if stage is Stage.cascade:
-        rerankers[f"cascade ({depth})"] = by_cascade(Cascade.load(model, threads), depth)
+    if models.title:
+        rerankers["title stage alone"] = by_title(models.title)
+    if models.passage:
+        rerankers[f"passage stage alone ({depth})"] = by_passage(models.passage, depth)
+    if models.cascade:
+        rerankers["title stage"] = by_cascade(models.cascade, 0)
+        if stage is Stage.cascade:
+            rerankers[f"cascade ({depth})"] = by_cascade(models.cascade, depth)
     runs: _Runs = {}
     for name, reranker in rerankers.items():
         reranking = bench.rerank(name, reranker)

@@ -34,6 +34,8 @@ def overlap(query: str, text: str) -> float:
 
 
 class Titles:
+    name = "titles"
+
     @classmethod
     def load(cls, path: Path | None = None, threads: int | None = None) -> Titles:
         return cls()
@@ -43,6 +45,8 @@ class Titles:
 
 
 class Passages:
+    name = "passages"
+
     @classmethod
     def load(cls, path: Path | None = None, threads: int | None = None) -> Passages:
         return cls()
@@ -52,6 +56,10 @@ class Passages:
 
 
 class Stages:
+    name = "titles+passages"
+    title = Titles()
+    passage = Passages()
+
     @classmethod
     def load(cls, path: Path | None = None, threads: int | None = None) -> Stages:
         return cls()
@@ -118,7 +126,7 @@ def test_the_cascades_report(tmp_path: Path, data: Path) -> None:
     assert rows(read) == names
     assert (read["queries"], read["judged"], read["documents"]) == (3, 2, 3)
     assert read["first_stage"] == "BM25 over titles and passages, without stop words"
-    assert read["models"] == {"reranker": "shipped"}
+    assert read["models"] == {"reranker": "titles+passages"}
     assert list(read["rows"][0]["estimates"]) == ["nDCG@10", "RR@10", "R@20", "R@100"]
     assert [row["ranked"] for row in read["rows"]] == [2] * 5
     # BM25 finds the heap of sand first, the title stage Heapsort.
@@ -146,6 +154,16 @@ def test_the_table_tells_measures_intervals_and_counts(data: Path) -> None:
 )
 def test_stages_choose_rows(tmp_path: Path, data: Path, stage: str, names: list[str]) -> None:
     assert rows(report(tmp_path, data, "--stage", stage, "--passage-depth", 2)) == names
+
+
+@pytest.mark.parametrize("stage", ["title", "passage"])
+def test_a_folder_without_fusion_holds_one_model(tmp_path: Path, data: Path, stage: str) -> None:
+    read = report(tmp_path, data, "--stage", stage, "--model", tmp_path)
+    assert len(rows(read)) == 3  # no fused row
+    assert read["models"] == {"reranker": f"{stage}s"}
+    (tmp_path / "fusion.json").touch()
+    read = report(tmp_path, data, "--stage", stage, "--model", tmp_path)
+    assert ("title stage" in rows(read)) == (stage == "title")
 
 
 def test_pages_are_measured_as_kilt_does(tmp_path: Path, data: Path) -> None:
