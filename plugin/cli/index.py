@@ -42,7 +42,7 @@ def index(
     index: Annotated[str, typer.Option("--index", help="The index to load into.")],
     format_: Annotated[
         str | None,
-        typer.Option("--format", help=f"One of {', '.join(FORMATS)}. [default: told from SOURCE]"),
+        typer.Option("--format", help=f"One of {', '.join(FORMATS)} (default: told from SOURCE)."),
     ] = None,
     map_: Annotated[
         list[str] | None,
@@ -62,7 +62,8 @@ def index(
     ] = DEFAULT_ANALYZER,
     shards: Annotated[int, typer.Option(min=1, help="Shards of a new index.")] = 1,
     replicas: Annotated[int, typer.Option(min=0, help="Replicas of a new index.")] = 0,
-    url: Url = "",
+    *,
+    url: Url,
 ) -> None:
     """Load documents into an index; documents replace those of the same id."""
     console = Console(soft_wrap=True, highlight=False)
@@ -101,6 +102,11 @@ def index(
             )
             progress.update(task, total=1.0, completed=1.0, done=summary.indexed)
     console.print(_table(summary, opened.name, index))
+    if fresh and summary.updated:
+        console.print(
+            f"[yellow]warning:[/yellow] {summary.updated:,} ids came more than once:"
+            " of each the last document was kept"
+        )
     _judge(summary, index)
 
 

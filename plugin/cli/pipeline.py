@@ -32,7 +32,7 @@ def install(
     title_field: Annotated[str, typer.Option(help="Field of the titles.")] = _DEFAULT.title_field,
     passage_field: Annotated[
         list[str] | None,
-        typer.Option(help="Field of the passages; may be given several times. [default: passage]"),
+        typer.Option(help="Field of the passages; may be given several times (default: passage)."),
     ] = None,
     window: Annotated[
         int, typer.Option(help="How many of the engine's best hits are reranked.")
@@ -44,12 +44,13 @@ def install(
         str, typer.Option(help="Time for the reranking of one search, like 500ms.")
     ] = _DEFAULT.timeout,
     name: Annotated[
-        str | None, typer.Option(help="The pipeline's name. [default: titlecast-INDEX]")
+        str | None, typer.Option(help="The pipeline's name (default: titlecast-INDEX).")
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace another pipeline that is in the way.")
     ] = False,
-    url: Url = "",
+    *,
+    url: Url,
 ) -> None:
     """Create the search pipeline and make it the index's default."""
     console = Console(soft_wrap=True, highlight=False)
@@ -75,7 +76,8 @@ def install(
 
 def show(
     index: Annotated[str | None, typer.Option(help="Only the pipeline of this index.")] = None,
-    url: Url = "",
+    *,
+    url: Url,
 ) -> None:
     """Print the pipelines of Titlecast and the indices that use them."""
     console = Console()
@@ -97,7 +99,8 @@ def remove(
         str | None, typer.Option(help="Remove the pipeline that is this index's default.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Remove the pipeline of this name.")] = None,
-    url: Url = "",
+    *,
+    url: Url,
 ) -> None:
     """Delete a pipeline; the indices that use it go back to the engine's own order."""
     console = Console(soft_wrap=True, highlight=False)
