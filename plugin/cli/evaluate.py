@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     data: Annotated[Path, typer.Argument(help="A BEIR, MS MARCO or TREC folder, a KILT file …")],
     format: Annotated[  # noqa: A002
-        str | None, typer.Option(help=f"One of {', '.join(FORMATS)}. [default: guessed]")
+        str | None, typer.Option(help=f"One of {', '.join(FORMATS)}. (default: guessed)")
     ] = None,
     corpus: Annotated[
         list[Path] | None,
@@ -94,7 +94,7 @@ def evaluate(
     baseline: Annotated[Baseline | None, typer.Option(help="Add an opponent's rows.")] = None,
     baseline_model: Annotated[
         str | None,
-        typer.Option(help="sentence-transformers name or folder. [default: all-MiniLM-L6-v2]"),
+        typer.Option(help="sentence-transformers name or folder. (default: all-MiniLM-L6-v2)"),
     ] = None,
     fusion_weight: Annotated[
         float, typer.Option(min=0, max=1, help="The bi-encoder's share in first + bi-encoder.")
@@ -103,12 +103,12 @@ def evaluate(
         str | None,
         typer.Option(
             help="ir-measures names, KILT-Rprec, KILT-R@5 …, by commas. "
-            f"[default: {_PASSAGE_MEASURES}; for pages {_PAGE_MEASURES}]"
+            f"(default: {_PASSAGE_MEASURES}; for pages {_PAGE_MEASURES})"
         ),
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder of the models, or of one stage's. [default: those shipped]"),
+        typer.Option(help="Folder of the models, or of one stage's. (default: those shipped)"),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of our models.")] = None,
     stop_words: Annotated[
@@ -317,7 +317,9 @@ def _table(report: Report, measures: list[str]) -> Table:
 def _cell(row: Row, measure: str) -> str:
     estimate = row.estimates[measure]
     interval = f"{100 * estimate.mean:.1f}\n{100 * estimate.low:.1f}–{100 * estimate.high:.1f}"
-    return interval if estimate.p is None else f"{interval}\np {estimate.p:.3f}"
+    if estimate.p is None:
+        return interval
+    return f"{interval}\np " + ("< 0.001" if estimate.p < 0.001 else f"{estimate.p:.3f}")
 
 
 def _summary(report: Report) -> str:
@@ -326,5 +328,5 @@ def _summary(report: Report) -> str:
         f"{report.judged} judged queries of {report.queries} read, {report.documents:,} documents, "
         f"top {report.candidates} of {report.first_stage}"
         + (f"; models: {models}" if models else "")
-        + ". Means of 100, 95 % intervals, p against the first row."
+        + ". Means x 100 with 95 % intervals; p against the first row."
     )

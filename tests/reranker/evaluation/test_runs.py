@@ -199,3 +199,11 @@ def test_the_oracle_ranks_by_relevance(collection: Collection) -> None:
     run: Run = {"q1": [("d3", 3.0), ("d2", 2.0), ("d1", 1.0)], "unjudged": [("d1", 1.0)]}
     assert ids(oracle(run, collection)["q1"]) == ["d1", "d2", "d3"]
     assert ids(oracle(run, collection)["unjudged"]) == ["d1"]
+
+
+def test_the_oracle_leads_with_the_gold_set_it_can_complete() -> None:
+    gold = (frozenset("bx"), frozenset("ac"), frozenset("d"))
+    documents = [Document(key, key) for key in "abcdx"]
+    collection = Collection.from_gold_sets("x", [GoldQuery(Query("q", "?"), gold)], documents)
+    run: Run = {"q": [(key, 0.0) for key in "zbadc"]}
+    assert ids(oracle(run, collection)["q"]) == ["d", "a", "c", "b", "z"]
