@@ -102,16 +102,18 @@ def search(
 def search_body(query: str, fields: Pipeline) -> dict[str, Any]:
     """Give the plain search that an application would send.
 
-    `most_fields` adds up what title and passage say. The alternatives keep less of it:
-    `best_fields` counts only the better of the two, `cross_fields` blends their term
-    frequencies, which lets a long passage drown its title.
+    A hit counts by its better field, and by 0.3 of the other (`best_fields` with a tie
+    breaker). Over Wikipedia passages this came out best: it ranks questions on two pages as
+    well as the sum (`most_fields`), which lets titles of one matching word win otherwise, and
+    questions on one passage as well as the better field alone.
     """
     return {
         "query": {
             "multi_match": {
                 "query": query,
                 "fields": [fields.title_field, *fields.passage_fields],
-                "type": "most_fields",
+                "type": "best_fields",
+                "tie_breaker": 0.3,
             }
         },
         "_source": [fields.title_field],

@@ -1,0 +1,285 @@
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from opensearchpy import Connection, OpenSearch
+
+from plugin import pipelines
+from plugin.clusters import ClusterError
+from plugin.pipelines import Pipeline, PipelineError, pipeline_body
+
+TEXT = {"type": "text", "fields": {"exact": {"type": "keyword"}}}
+PROPERTIES = {
+    "title": TEXT,
+    "passage": {"type": "text"},
+    "price": {"type": "integer"},
+    "meta": {"properties": {"headline": {"type": "text"}}},
+}
+FOREIGN = {"response_processors": [{"truncate_hits": {"target_size": 5}}]}
+
+
+class FakeCluster(Connection):
+    """Indices and search pipelines in memory, behind the part of the API that is used."""
+
+    def __init__(self, state: dict[str, Any], **options: Any) -> None:
+        super().__init__(**options)
+        self.state = state
+
+    def perform_request(  # type: ignore[override]
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+        timeout: float | None = None,
+        ignore: Any = (),
+        headers: Any = None,
+    ) -> tuple[int, dict[str, str], str]:
+        answer = self._answer(method, url.strip("/").split("/"), json.loads(body or b"null"))
+        if answer is None:
+            self._raise_error(404, '{"error": "not found"}')
+        return 200, {"content-type": "application/json"}, json.dumps(answer)
+
+    def _answer(self, method: str, path: list[str], body: Any) -> Any:
+        state = self.state
+        if path[0] == "_nodes":
+            return {"nodes": state["nodes"]}
+        if path[0] == "_search":
+            stored = state["pipelines"]
+            if method == "GET":
+                return stored
+            if method == "PUT":
+                stored[path[2]] = body
+            else:
+                del stored[path[2]]
+            return {"acknowledged": True}
+        names = [name for name in state["indices"] if path[0] in ("*", name)]
+        if not names and path[0] != "*":
+            return None
+        if path[1] == "_mapping":
+            return {name: {"mappings": state["indices"][name]["mappings"]} for name in names}
+        assert path[1] == "_settings"
+        for name in names if method == "PUT" else ():
+            state["indices"][name]["settings"].update(body)
+        return {
+            name: {"settings": {k: v for k, v in state["indices"][name]["settings"].items() if v}}
+            for name in names
+        }
+
+
+def node(*processors: str) -> dict[str, Any]:
+    return {
+        "name": f"node-with-{len(processors)}",
+        "version": "3.8.0",
+        "search_pipelines": {
+            kind: [{"type": name} for name in processors]
+            for kind in ("request_processors", "response_processors")
+        },
+    }
+
+
+@pytest.fixture
+def state() -> dict[str, Any]:
+    index = {"mappings": {"properties": PROPERTIES}, "settings": {}}
+    return {
+        "nodes": {"a": node("title_rerank_candidates", "title_rerank")},
+        "pipelines": {},
+        "indices": {"docs": copy.deepcopy(index), "more": copy.deepcopy(index)},
+    }
+
+
+@pytest.fixture
+def client(state: dict[str, Any]) -> OpenSearch:
+    return OpenSearch(hosts=[{}], connection_class=FakeCluster, state=state)
+
+
+def default_of(state: dict[str, Any], index: str) -> Any:
+    return state["indices"][index]["settings"].get("index.search.default_pipeline")
+
+
+def test_the_body_names_both_processors_and_their_options() -> None:
+    body = pipeline_body(Pipeline("meta.headline", ("passage",), 50, 10, "1s"))
+    assert body["request_processors"] == [
+        {
+            "title_rerank_candidates": {
+                "window": 50,
+                "title_field": "meta.headline",
+                "passage_field": "passage",
+            }
+        }
+    ]
+    assert body["response_processors"] == [
+        {
+            "title_rerank": {
+                "title_field": "meta.headline",
+                "passage_field": "passage",
+                "passage_depth": 10,
+                "timeout": "1s",
+                "on_failure": "engine_order",
+            }
+        }
+    ]
+
+
+def test_several_passage_fields_are_a_list() -> None:
+    body = pipeline_body(Pipeline(passage_fields=("a", "b")))
+    assert body["request_processors"][0]["title_rerank_candidates"]["passage_field"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"title_field": ""}, "name is empty"),
+        ({"passage_fields": ()}, "no passage field"),
+        ({"passage_fields": ("a", "")}, "name is empty"),
+        ({"window": 0}, "use 1 to 10000"),
+        ({"window": 10_001}, "use 1 to 10000"),
+        ({"passage_depth": -1}, "use 0"),
+        ({"timeout": "500"}, "500ms or 2s"),
+        ({"timeout": "0ms"}, "500ms or 2s"),
+        ({"timeout": "1s "}, "500ms or 2s"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        pipeline_body(Pipeline()._replace(**change))
+
+
+def test_install_makes_the_default(client: OpenSearch, state: dict[str, Any]) -> None:
+    assert pipelines.install(client, "docs", Pipeline(window=7)) == []
+    assert state["pipelines"] == {"titlecast-docs": pipeline_body(Pipeline(window=7))}
+    assert default_of(state, "docs") == "titlecast-docs"
+    assert default_of(state, "more") is None
+
+
+def test_install_again_changes_the_pipeline(client: OpenSearch, state: dict[str, Any]) -> None:
+    pipelines.install(client, "docs", Pipeline())
+    pipelines.install(client, "docs", Pipeline(window=7))
+    assert [found.pipeline.window for found in pipelines.installed(client)] == [7]
+
+
+def unchanged(state: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy(state)
+
+
+def test_a_node_without_the_processors_is_named(client: OpenSearch, state: dict[str, Any]) -> None:
+    state["nodes"]["b"] = node("title_rerank_candidates")
+    before = unchanged(state)
+    with pytest.raises(ClusterError, match=r"node-with-1 .*no processor title_rerank:.*install"):
+        pipelines.install(client, "docs", Pipeline())
+    assert state == before
+
+
+@pytest.mark.parametrize(
+    ("index", "pipeline", "message"),
+    [
+        ("nothing", Pipeline(), "no index nothing"),
+        ("docs", Pipeline("headline"), "no field headline: its text fields are meta.headline, p"),
+        ("docs", Pipeline("price"), "price of index docs is integer, not text"),
+        ("docs", Pipeline("meta"), "meta of index docs is object, not text"),
+        ("docs", Pipeline("title.exact"), "is a sub-field, which hits do not carry: use title"),
+        ("docs", Pipeline(passage_fields=("passage", "body")), "no field body"),
+    ],
+)
+def test_a_wrong_index_or_field_is_refused_before_anything_changes(
+    client: OpenSearch, state: dict[str, Any], index: str, pipeline: Pipeline, message: str
+) -> None:
+    before = unchanged(state)
+    with pytest.raises(PipelineError, match=message):
+        pipelines.install(client, index, pipeline)
+    assert state == before
+
+
+@pytest.mark.parametrize(
+    ("source", "warned"),
+    [
+        ({}, []),
+        ({"enabled": False}, ["title", "meta.headline"]),
+        ({"excludes": ["meta"]}, ["meta.headline"]),
+        ({"excludes": ["meta.*"]}, ["meta.headline"]),
+        ({"includes": ["ti*"]}, ["meta.headline"]),
+        ({"includes": ["title", "meta"]}, []),
+    ],
+)
+def test_fields_that_do_not_come_back_are_warned_of(
+    client: OpenSearch, state: dict[str, Any], source: dict[str, Any], warned: list[str]
+) -> None:
+    state["indices"]["docs"]["mappings"]["_source"] = source
+    warnings = pipelines.install(client, "docs", Pipeline("title", ("meta.headline",)))
+    assert [warning.split(" of index")[0] for warning in warnings] == warned
+
+
+def test_another_default_is_replaced_by_force_only(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["indices"]["docs"]["settings"]["index.search.default_pipeline"] = "theirs"
+    before = unchanged(state)
+    with pytest.raises(PipelineError, match="default pipeline theirs: give --force"):
+        pipelines.install(client, "docs", Pipeline())
+    assert state == before
+    pipelines.install(client, "docs", Pipeline(), force=True)
+    assert default_of(state, "docs") == "titlecast-docs"
+
+
+def test_the_setting_for_no_pipeline_is_not_another(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["indices"]["docs"]["settings"]["index.search.default_pipeline"] = "_none"
+    pipelines.install(client, "docs", Pipeline())
+    assert default_of(state, "docs") == "titlecast-docs"
+
+
+def test_a_foreign_pipeline_of_the_name_is_replaced_by_force_only(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["pipelines"]["theirs"] = FOREIGN
+    with pytest.raises(PipelineError, match="not Titlecast's"):
+        pipelines.install(client, "docs", Pipeline(), name="theirs")
+    assert state["pipelines"]["theirs"] == FOREIGN
+    pipelines.install(client, "docs", Pipeline(), name="theirs", force=True)
+    assert state["pipelines"]["theirs"] == pipeline_body(Pipeline())
+
+
+def test_installed_reads_back_what_was_installed(client: OpenSearch, state: dict[str, Any]) -> None:
+    pipeline = Pipeline("meta.headline", ("passage", "title"), 50, 0, "2s")
+    pipelines.install(client, "docs", pipeline, name="ours")
+    pipelines.install(client, "more", pipeline, name="ours")
+    state["pipelines"]["theirs"] = FOREIGN
+    (found,) = pipelines.installed(client)
+    assert (found.name, found.pipeline, found.indices) == ("ours", pipeline, ("docs", "more"))
+    assert found.body == pipeline_body(pipeline)
+
+
+def test_installed_can_be_asked_of_one_index(client: OpenSearch) -> None:
+    pipelines.install(client, "docs", Pipeline())
+    assert len(pipelines.installed(client, "docs")) == 1
+    assert pipelines.installed(client, "more") == []
+    with pytest.raises(PipelineError, match="no index nothing"):
+        pipelines.installed(client, "nothing")
+
+
+def test_remove_releases_every_index_that_uses_it(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    pipelines.install(client, "docs", Pipeline(), name="ours")
+    pipelines.install(client, "more", Pipeline(), name="ours")
+    assert pipelines.remove(client, "ours") == ("docs", "more")
+    assert state["pipelines"] == {}
+    assert default_of(state, "docs") is default_of(state, "more") is None
+
+
+def test_remove_leaves_other_defaults_and_foreign_pipelines(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["pipelines"]["theirs"] = FOREIGN
+    state["indices"]["more"]["settings"]["index.search.default_pipeline"] = "theirs"
+    pipelines.install(client, "docs", Pipeline())
+    pipelines.remove(client, "titlecast-docs")
+    assert default_of(state, "more") == "theirs"
+    with pytest.raises(PipelineError, match="left alone"):
+        pipelines.remove(client, "theirs")
+    with pytest.raises(PipelineError, match="there is no pipeline ours: Titlecast's are none"):
+        pipelines.remove(client, "ours")
+    assert list(state["pipelines"]) == ["theirs"]
