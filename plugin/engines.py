@@ -11,6 +11,7 @@ import abc
 import contextlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -245,7 +246,7 @@ def choose_engine(
     """
     if url := environ.get("OPENSEARCH_URL"):
         return GivenCluster(url)
-    no_container = why_no_container()
+    no_container = why_no_container(environ)
     if no_container is None:
         return Container(sidecar_urls, heap=heap, java_options=java_options, settings=settings)
     _log.info("no container: %s", no_container)
@@ -266,7 +267,7 @@ def choose_engine(
     )
 
 
-def why_no_container() -> str | None:
+def why_no_container(environ: Mapping[str, str] = os.environ) -> str | None:
     """Say what a container lacks; None where one can be started."""
     if not (_REPOSITORY / _DOCKERFILE).is_file():
         return "the image's Dockerfile is part of a checkout only"
@@ -276,12 +277,22 @@ def why_no_container() -> str | None:
     except ImportError:
         return "testcontainers is not installed (pip install 'titlecast[dev]')"
     try:
+        _knock(environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
         with contextlib.closing(docker.from_env(timeout=_DOCKER_SECONDS)) as client:
             client.ping()
     except Exception as error:  # docker's own, requests', urllib3's: whatever it is, no answer
         _log.debug("Docker: %s", error)
         return "no Docker engine answers"
     return None
+
+
+def _knock(docker_host: str) -> None:
+    """Connect to Docker's socket file; its client leaves one open where nobody is there."""
+    parts = urlsplit(docker_host)
+    if parts.scheme == "unix":
+        with socket.socket(socket.AF_UNIX) as knocking:
+            knocking.settimeout(_DOCKER_SECONDS)
+            knocking.connect(parts.path)
 
 
 def why_no_local_node(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -127,10 +127,11 @@ def _build_base(folder: Path, jdk: Jdk) -> None:
         for jar in module.iterdir():
             if jar.name in served:  # a class that is there twice stops the node
                 jar.unlink()
-        descriptor = (_POMS / "modules" / module.name / "plugin-descriptor.properties").read_text()
-        (module / "plugin-descriptor.properties").write_text(
-            descriptor.replace("${opensearch.version}", OPENSEARCH_VERSION)
-        )
+        for name in ("plugin-descriptor.properties", "plugin-security.policy"):
+            source = _POMS / "modules" / module.name / name
+            if source.is_file():
+                text = source.read_text().replace("${opensearch.version}", OPENSEARCH_VERSION)
+                (module / name).write_text(text)
     for name in ("bin", "plugins"):  # the node wants to see them
         (folder / name).mkdir()
 

@@ -189,7 +189,9 @@ class LocalCluster:
                 self._guard.watch(launched.node.process)
                 self._launched.append(launched)
             wait_until_ready(self._launched, self._start_seconds)
-        except BaseException:
+        except BaseException as error:
+            for line in error.log_tail if isinstance(error, NodeError) else ():
+                _log.error("%s", line)
             self.stop()
             raise
 
@@ -477,8 +479,6 @@ def _own_folder(folder: Path, owner: _Owner | None) -> None:
 
 def _start_error(what: str, nodes: Sequence[Node]) -> StartError:
     tail = tuple(line for node in nodes for line in node.log_tail())
-    for line in tail:
-        _log.info("%s", line)
     reason = next((line for line in tail if re.search(r"(Exception|Error)\b", line)), "")
     return StartError(
         f"{what}{f' ({reason.strip()[:300]})' if reason else ''}: see the end of its log.", tail

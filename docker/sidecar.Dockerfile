@@ -1,0 +1,21 @@
+# The sidecar: the serving install only, neither torch nor transformers.
+#   docker build -f docker/sidecar.Dockerfile -t titlecast-sidecar .
+
+FROM python:3.12-slim AS build
+RUN python -m venv /opt/titlecast
+WORKDIR /build
+COPY pyproject.toml README.md LICENSE ./
+COPY reranker reranker
+COPY indexing indexing
+COPY plugin plugin
+RUN /opt/titlecast/bin/pip install --no-cache-dir .
+
+FROM python:3.12-slim
+RUN useradd --system --uid 10001 --no-create-home titlecast
+COPY --from=build /opt/titlecast /opt/titlecast
+ENV PATH=/opt/titlecast/bin:$PATH PYTHONUNBUFFERED=1
+USER 10001
+EXPOSE 8900
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8900/health', timeout=2)"]
+CMD ["titlecast", "serve", "--host", "0.0.0.0", "--port", "8900"]

@@ -1,0 +1,122 @@
+"""One search engine for the whole session, and one port behind which a sidecar can be put.
+
+Tests of this folder are marked `node`. Where no engine at all can be had they fail, with the
+reason: a suite that skips its heart is not green.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from opensearchpy import OpenSearch
+
+from plugin.engines import Engine, EngineUnavailable, choose_engine, why_no_local_node
+
+_FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.node)
+
+
+class SidecarPort:
+    """The address that the engine calls as its sidecar. Nothing answers until a test serves there.
+
+    While nothing does, the port is held by a socket that is bound but does not listen: a
+    connection is refused, and no other process is given the port. A server that sets
+    SO_REUSEADDR, as uvicorn, asyncio and http.server do, can listen there all the same.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", port))
+        self.host = "127.0.0.1"  # what a server is to bind
+        self.port: int = self._held.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._held.close()
+
+    @contextlib.contextmanager
+    def serving(self, app: Callable[..., Any]) -> Iterator[None]:
+        """Serve an ASGI application (the sidecar's, or a fake one) at the address."""
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                host=self.host,
+                port=self.port,
+                log_config=None,
+                ws="none",
+                timeout_graceful_shutdown=1,
+            )
+        )
+        thread = threading.Thread(target=server.run, name="sidecar", daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RuntimeError(f"no server could be started at {self.url}")
+                time.sleep(0.01)
+            yield
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def sidecar() -> Iterator[SidecarPort]:
+    """The sidecar's address; `with sidecar.serving(app):` puts one there.
+
+    For a cluster named by OPENSEARCH_URL, TITLECAST_TEST_SIDECAR_PORT says which port its node
+    setting `title_rerank.sidecar.urls` names.
+    """
+    port = SidecarPort(int(os.environ.get("TITLECAST_TEST_SIDECAR_PORT", "0")))
+    yield port
+    port.close()
+
+
+@pytest.fixture(scope="session")
+def cluster(sidecar: SidecarPort) -> Iterator[Engine]:
+    """The engine, with our plugin, that calls `sidecar`."""
+    try:
+        engine = choose_engine(
+            [sidecar.url],
+            heap="512m",
+            # The quick compiler only: half the time to start, and no test is about speed.
+            java_options=["-XX:TieredStopAtLevel=1"],
+        )
+        if engine.kind == "container":
+            sidecar.host = "0.0.0.0"  # a container does not come from 127.0.0.1
+        with engine:
+            yield engine
+    except EngineUnavailable as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def client(cluster: Engine) -> Iterator[OpenSearch]:
+    """A client of the engine."""
+    with contextlib.closing(OpenSearch([cluster.url], timeout=60)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def needs_local_node() -> None:
+    """For tests of the local node itself, which say nothing about another engine."""
+    reason = why_no_local_node()
+    if reason is not None:
+        if "OPENSEARCH_URL" not in os.environ:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
