@@ -9,6 +9,7 @@ import java.net.http.HttpConnectTimeoutException;
 import java.net.http.HttpRequest;
 import java.net.http.HttpRequest.BodyPublishers;
 import java.net.http.HttpResponse;
+import java.net.http.HttpResponse.BodyHandlers;
 import java.net.http.HttpTimeoutException;
 import java.time.Duration;
 import java.util.List;
@@ -21,6 +22,8 @@ import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.regex.Pattern;
+import org.apache.logging.log4j.LogManager;
+import org.apache.logging.log4j.Logger;
 import org.opensearch.common.Nullable;
 import org.opensearch.common.settings.Setting;
 import org.opensearch.common.unit.TimeValue;
@@ -35,6 +38,7 @@ import org.titlecast.opensearch.SidecarProtocol.Call;
  * cannot be reached the next is tried in the time that is left.
  */
 final class SidecarClient implements Closeable {
+  private static final Logger logger = LogManager.getLogger(SidecarClient.class);
   private static final Pattern PRINTABLE = Pattern.compile("[\\x20-\\x7e]{1,512}");
 
   private final SidecarSettings settings;
@@ -91,6 +95,31 @@ final class SidecarClient implements Closeable {
           return SidecarProtocol.read(reply.body(), call.hits().size());
         },
         executor);
+  }
+
+  /**
+   * Says hello to every sidecar, so that the first search finds a client that is warm (its classes
+   * alone take longer to load than a search may wait) and the log tells whom it will find.
+   */
+  void greet() {
+    for (URI url : settings.urls()) {
+      http.sendAsync(
+              authorized(HttpRequest.newBuilder(URI.create(url + "/health")))
+                  .timeout(Duration.ofMillis(settings.timeout().millis()))
+                  .build(),
+              BodyHandlers.discarding())
+          .whenComplete(
+              (reply, error) -> {
+                if (error == null && reply.statusCode() == 200) {
+                  logger.info("sidecar [{}] is ready", url);
+                } else {
+                  logger.warn(
+                      "sidecar [{}] is not ready: searches keep the engine's order until it is ({})",
+                      url,
+                      error == null ? "HTTP " + reply.statusCode() : unwrap(error).toString());
+                }
+              });
+    }
   }
 
   @Override
@@ -153,14 +182,11 @@ final class SidecarClient implements Closeable {
       URI url = urls.get(Math.floorMod(first + tried, urls.size()));
       long left = Math.max(1, TimeUnit.NANOSECONDS.toMillis(deadline - System.nanoTime()));
       HttpRequest.Builder request =
-          HttpRequest.newBuilder(URI.create(url + "/rerank"))
+          authorized(HttpRequest.newBuilder(URI.create(url + "/rerank")))
               .timeout(Duration.ofMillis(left))
               .header("Content-Type", "application/json")
               .header("Accept", "application/json")
               .POST(BodyPublishers.ofByteArray(SidecarProtocol.write(call, left)));
-      if (!settings.key().isEmpty()) {
-        request.header("Authorization", "Bearer " + settings.key());
-      }
       // Whatever the client wrote there must not be able to break the call.
       if (opaqueId != null && PRINTABLE.matcher(opaqueId).matches()) {
         request.header("X-Opaque-Id", opaqueId);
@@ -175,6 +201,12 @@ final class SidecarClient implements Closeable {
         current.cancel(true);
       }
     }
+  }
+
+  private HttpRequest.Builder authorized(HttpRequest.Builder request) {
+    return settings.key().isEmpty()
+        ? request
+        : request.header("Authorization", "Bearer " + settings.key());
   }
 
   private static boolean unreachable(Throwable error) {

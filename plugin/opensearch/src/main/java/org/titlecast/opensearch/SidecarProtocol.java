@@ -13,6 +13,7 @@ import org.opensearch.core.ParseField;
 import org.opensearch.core.common.bytes.BytesReference;
 import org.opensearch.core.xcontent.ConstructingObjectParser;
 import org.opensearch.core.xcontent.NamedXContentRegistry;
+import org.opensearch.core.xcontent.ObjectParser.ValueType;
 import org.opensearch.core.xcontent.XContentBuilder;
 import org.opensearch.core.xcontent.XContentParser;
 
@@ -77,8 +78,14 @@ final class SidecarProtocol {
                   (String) args[3]));
 
   static {
-    PLACED.declareInt(constructorArg(), new ParseField("index"));
-    PLACED.declareFloat(constructorArg(), new ParseField("score"));
+    // Neither "1" nor 1.5 is an index, and "NaN" is no score: nothing is coerced.
+    PLACED.declareField(
+        constructorArg(), parser -> parser.intValue(false), new ParseField("index"), ValueType.INT);
+    PLACED.declareField(
+        constructorArg(),
+        parser -> parser.floatValue(false),
+        new ParseField("score"),
+        ValueType.FLOAT);
     STAGE.declareString(constructorArg(), new ParseField("name"));
     STAGE.declareInt(constructorArg(), new ParseField("scored"));
     STAGE.declareDouble(constructorArg(), new ParseField("milliseconds"));

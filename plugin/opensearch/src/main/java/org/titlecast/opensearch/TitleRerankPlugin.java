@@ -2,8 +2,10 @@ package org.titlecast.opensearch;
 
 import java.util.List;
 import java.util.Map;
+import org.opensearch.cluster.node.DiscoveryNode;
 import org.opensearch.common.settings.Setting;
 import org.opensearch.common.settings.Settings;
+import org.opensearch.plugins.ClusterPlugin;
 import org.opensearch.plugins.Plugin;
 import org.opensearch.plugins.SearchPipelinePlugin;
 import org.opensearch.plugins.SearchPlugin;
@@ -16,7 +18,8 @@ import org.opensearch.search.pipeline.SearchResponseProcessor;
  * and {@code title_rerank}, the search extension {@code ext.title_rerank}, and the node settings
  * that say where the sidecar is.
  */
-public final class TitleRerankPlugin extends Plugin implements SearchPipelinePlugin, SearchPlugin {
+public final class TitleRerankPlugin extends Plugin
+    implements ClusterPlugin, SearchPipelinePlugin, SearchPlugin {
   private final SidecarClient sidecar;
 
   /**
@@ -58,6 +61,11 @@ public final class TitleRerankPlugin extends Plugin implements SearchPipelinePlu
         new SearchExtSpec<>(TitleRerankExt.NAME, TitleRerankExt::new, TitleRerankExt::parse),
         new SearchExtSpec<>(
             TitleRerankReport.NAME, TitleRerankReport::new, TitleRerankReport::parse));
+  }
+
+  @Override
+  public void onNodeStarted(DiscoveryNode localNode) {
+    sidecar.greet();
   }
 
   @Override

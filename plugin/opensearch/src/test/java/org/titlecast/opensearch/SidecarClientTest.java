@@ -1,0 +1,350 @@
+package org.titlecast.opensearch;
+
+import static org.junit.jupiter.api.Assertions.assertEquals;
+import static org.junit.jupiter.api.Assertions.assertFalse;
+import static org.junit.jupiter.api.Assertions.assertNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
+import static org.junit.jupiter.api.Assertions.assertTrue;
+
+import java.net.URI;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionException;
+import java.util.concurrent.CountDownLatch;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+import java.util.concurrent.TimeUnit;
+import java.util.concurrent.atomic.AtomicReference;
+import java.util.stream.Stream;
+import org.junit.jupiter.api.AfterEach;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.Timeout;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
+import org.opensearch.common.unit.TimeValue;
+import org.titlecast.opensearch.SidecarProtocol.Answer;
+import org.titlecast.opensearch.SidecarProtocol.Call;
+import org.titlecast.opensearch.SidecarProtocol.Candidate;
+import org.titlecast.opensearch.SidecarProtocol.Placed;
+
+@Timeout(30)
+class SidecarClientTest {
+  /** Long enough for any test that does not wait for it. */
+  private static final TimeValue LONG = TimeValue.timeValueSeconds(20);
+
+  private static final Call CALL =
+      new Call(
+          "fox",
+          List.of(new Candidate("a", "A", "", 2f), new Candidate("b", "B", "text", Float.NaN)),
+          7);
+
+  private final FakeSidecar sidecar = new FakeSidecar();
+  private final List<SidecarClient> clients = new ArrayList<>();
+  private final ExecutorService executor =
+      Executors.newSingleThreadExecutor(task -> new Thread(task, "continuation"));
+
+  @AfterEach
+  void close() {
+    clients.forEach(SidecarClient::close);
+    sidecar.close();
+    executor.shutdownNow();
+  }
+
+  private SidecarClient client(TimeValue timeout, int bytes, int inFlight, String... urls) {
+    SidecarClient client =
+        new SidecarClient(
+            new SidecarSettings(
+                Stream.of(urls).map(URI::create).toList(),
+                TimeValue.timeValueSeconds(5),
+                timeout,
+                bytes,
+                inFlight,
+                "s3cret"));
+    clients.add(client);
+    return client;
+  }
+
+  private SidecarClient client(String... urls) {
+    return client(LONG, 100_000, 4, urls);
+  }
+
+  private CompletableFuture<Answer> ask(SidecarClient client, TimeValue timeout) {
+    return client.rerank(CALL, timeout, "opaque", executor);
+  }
+
+  private String failure(SidecarClient client, TimeValue timeout) {
+    CompletionException failed =
+        assertThrows(CompletionException.class, () -> ask(client, timeout).join());
+    return assertThrows(
+            SidecarException.class,
+            () -> {
+              throw failed.getCause();
+            })
+        .getMessage();
+  }
+
+  private String failure() {
+    return failure(client(sidecar.url()), LONG);
+  }
+
+  @Test
+  void sendsAllInOneCall() {
+    Answer answer = ask(client(sidecar.url()), TimeValue.timeValueSeconds(9)).join();
+    assertEquals(
+        List.of(new Placed(1, FakeSidecar.score(0)), new Placed(0, FakeSidecar.score(1))),
+        answer.hits());
+    assertEquals("fake", answer.model());
+    assertEquals(1, sidecar.received.size());
+    FakeSidecar.Received request = sidecar.received.get(0);
+    assertEquals("Bearer s3cret", request.headers().getFirst("Authorization"));
+    assertEquals("opaque", request.headers().getFirst("X-Opaque-Id"));
+    assertEquals("application/json", request.headers().getFirst("Content-Type"));
+    assertEquals("fox", request.body().get("query"));
+    assertEquals(7, request.body().get("passage_depth"));
+    assertEquals(
+        Examples.map(
+                "{'hits': [{'id': 'a', 'title': 'A', 'passage': '', 'score': 2.0},"
+                    + " {'id': 'b', 'title': 'B', 'passage': 'text', 'score': null}]}")
+            .get("hits"),
+        request.body().get("hits"));
+    int deadline = (Integer) request.body().get("deadline_ms");
+    assertTrue(deadline > 4000 && deadline <= 9000, "time left: " + deadline);
+  }
+
+  @Test
+  void keepsPathsOfAddresses() {
+    sidecar.close();
+    try (FakeSidecar other = new FakeSidecar()) {
+      String message = failure(client(other.url() + "/no/such"), LONG);
+      assertTrue(message.contains("404") && message.contains("sidecar.urls"), message);
+    }
+  }
+
+  @Test
+  void theNodesLimitCapsThePipelines() {
+    SidecarClient client = client(TimeValue.timeValueMillis(200), 100_000, 4, sidecar.url());
+    sidecar.will((exchange, request) -> Thread.sleep(20_000));
+    String message = failure(client, LONG);
+    assertTrue(message.contains("200 ms"), message);
+  }
+
+  @Test
+  void givesUpOnASlowSidecar() {
+    sidecar.will((exchange, request) -> Thread.sleep(20_000));
+    String message = failure(client(sidecar.url()), TimeValue.timeValueMillis(300));
+    assertTrue(message.contains("did not answer within 300 ms"), message);
+    assertEquals(1, sidecar.received.size(), "a slow one is not asked again");
+  }
+
+  @Test
+  void givesUpOnABodyThatTrickles() throws Exception {
+    CountDownLatch gone = new CountDownLatch(1);
+    sidecar.will(
+        (exchange, request) -> {
+          exchange.sendResponseHeaders(200, 0);
+          try {
+            while (true) {
+              exchange.getResponseBody().write(' ');
+              exchange.getResponseBody().flush();
+              Thread.sleep(20);
+            }
+          } finally {
+            gone.countDown();
+          }
+        });
+    String message = failure(client(sidecar.url()), TimeValue.timeValueMillis(400));
+    assertTrue(message.contains("did not answer within 400 ms"), message);
+    assertTrue(gone.await(10, TimeUnit.SECONDS), "the connection is closed");
+  }
+
+  @Test
+  void givesUpOnALongBody() {
+    sidecar.willSay(200, " ".repeat(200_000) + FakeSidecar.answer(List.of(0, 1)));
+    String message = failure();
+    assertTrue(message.contains("max_response_size"), message);
+    assertEquals(1, sidecar.received.size(), "it would be as long again");
+  }
+
+  @Test
+  void takesABodyThatJustFits() {
+    String body = FakeSidecar.answer(List.of(0, 1));
+    sidecar.willSay(200, body);
+    int fits = body.length();
+    assertEquals(2, ask(client(LONG, fits, 4, sidecar.url()), LONG).join().hits().size());
+    assertTrue(
+        failure(client(LONG, fits - 1, 4, sidecar.url()), LONG).contains("max_response_size"));
+  }
+
+  @ParameterizedTest
+  @CsvSource(
+      delimiter = '|',
+      quoteCharacter = '~',
+      value = {
+        "500 | {\"error\": \"The model is gone: see the log.\"} | HTTP 500: The model is gone: see the log.",
+        "500 | <html>          | HTTP 500: see its log",
+        "429 | {\"error\": \"Full: add sidecars.\"} | HTTP 429: Full: add sidecars.",
+        "503 | ~~              | HTTP 503",
+        "400 | ~~              | HTTP 400",
+        "401 | ~~              | title_rerank.sidecar.key",
+        "403 | ~~              | title_rerank.sidecar.key",
+        "404 | ~~              | title_rerank.sidecar.urls",
+        "413 | {\"error\": \"Too many hits.\"} | HTTP 413: Too many hits.",
+        "204 | ~~              | HTTP 204",
+        "307 | ~~              | redirects are not followed",
+      })
+  void explainsARefusal(int status, String body, String expected) {
+    sidecar.willSay(status, body);
+    String message = failure();
+    assertTrue(message.contains(expected), message);
+    assertEquals(1, sidecar.received.size());
+  }
+
+  @Test
+  void followsNoRedirect() {
+    try (FakeSidecar elsewhere = new FakeSidecar()) {
+      sidecar.will(
+          (exchange, request) -> {
+            exchange.getResponseHeaders().add("Location", elsewhere.url() + "/rerank");
+            exchange.sendResponseHeaders(307, -1);
+          });
+      assertTrue(failure().contains("HTTP 307"));
+      assertEquals(List.of(), elsewhere.received);
+    }
+  }
+
+  @Test
+  void refusesNonsense() {
+    sidecar.willSay(200, "[]");
+    assertTrue(failure().contains("same version"));
+  }
+
+  @Test
+  void saysThatNobodyIsThere() {
+    String message = failure(client(FakeSidecar.nobody()), LONG);
+    assertTrue(message.contains("title_rerank.sidecar.urls"), message);
+    assertFalse(message.contains("localhost:"), "addresses are the operator's business");
+  }
+
+  @Test
+  void sidecarsTakeTurns() {
+    try (FakeSidecar second = new FakeSidecar()) {
+      SidecarClient client = client(sidecar.url(), second.url());
+      for (int i = 0; i < 6; i++) {
+        ask(client, LONG).join();
+      }
+      assertEquals(3, sidecar.received.size());
+      assertEquals(3, second.received.size());
+    }
+  }
+
+  @Test
+  void triesTheNextSidecar() {
+    SidecarClient client = client(FakeSidecar.nobody(), sidecar.url(), FakeSidecar.nobody());
+    for (int i = 0; i < 6; i++) {
+      assertEquals("fake", ask(client, LONG).join().model());
+    }
+    assertEquals(6, sidecar.received.size());
+  }
+
+  @Test
+  void triesEverySidecarOnce() {
+    String message = failure(client(FakeSidecar.nobody(), FakeSidecar.nobody()), LONG);
+    assertTrue(message.contains("No sidecar can be reached"), message);
+  }
+
+  @Test
+  void triesABrokenConnectionOnceMore() {
+    sidecar.will(
+        (exchange, request) -> {
+          if (sidecar.received.size() == 1) {
+            exchange.close(); // as a server does that has just closed an idle connection
+          } else {
+            FakeSidecar.reverse(exchange, request);
+          }
+        });
+    assertEquals("fake", ask(client(sidecar.url()), LONG).join().model());
+    assertEquals(2, sidecar.received.size());
+  }
+
+  @Test
+  void givesUpOnConnectionsThatBreak() {
+    sidecar.will((exchange, request) -> exchange.close());
+    assertTrue(failure().contains("connection to the sidecar failed"));
+    assertEquals(2, sidecar.received.size());
+  }
+
+  @Test
+  void capsTheCallsUnderWay() throws Exception {
+    CountDownLatch go = new CountDownLatch(1);
+    sidecar.will(
+        (exchange, request) -> {
+          go.await();
+          FakeSidecar.reverse(exchange, request);
+        });
+    SidecarClient client = client(LONG, 100_000, 2, sidecar.url());
+    CompletableFuture<Answer> first = ask(client, LONG);
+    CompletableFuture<Answer> second = ask(client, LONG);
+    String message = failure(client, LONG);
+    assertTrue(message.contains("max_in_flight"), message);
+    go.countDown();
+    assertEquals("fake", first.join().model());
+    assertEquals("fake", second.join().model());
+    assertEquals("fake", ask(client, LONG).join().model(), "the places are free again");
+  }
+
+  @Test
+  void everyFailureFreesItsPlace() {
+    SidecarClient client = client(LONG, 100_000, 1, sidecar.url(), FakeSidecar.nobody());
+    sidecar.will((exchange, request) -> Thread.sleep(20_000));
+    failure(client, TimeValue.timeValueMillis(50));
+    sidecar.willSay(500, "");
+    failure(client, LONG);
+    sidecar.willSay(200, "nonsense");
+    failure(client, LONG);
+    sidecar.will(FakeSidecar::reverse);
+    assertEquals("fake", ask(client, LONG).join().model());
+  }
+
+  @Test
+  void continuesOnTheGivenExecutor() {
+    for (boolean slow : new boolean[] {false, true}) {
+      sidecar.will(
+          (exchange, request) -> {
+            Thread.sleep(slow ? 20_000 : 100);
+            FakeSidecar.reverse(exchange, request);
+          });
+      AtomicReference<String> thread = new AtomicReference<>();
+      ask(client(sidecar.url()), TimeValue.timeValueMillis(slow ? 200 : 20_000))
+          .handle((answer, error) -> thread.getAndSet(Thread.currentThread().getName()))
+          .join();
+      assertEquals("continuation", thread.get());
+    }
+  }
+
+  @Test
+  void anExecutorThatIsShutDownDoesNotSwallowTheCall() {
+    executor.shutdownNow();
+    assertThrows(CompletionException.class, () -> ask(client(sidecar.url()), LONG).join());
+  }
+
+  @Test
+  void handsOnOnlyHarmlessIds() {
+    SidecarClient client = client(sidecar.url());
+    for (String id : new String[] {null, "", "a\r\nX-Evil: 1", "é", "x".repeat(600)}) {
+      client.rerank(CALL, LONG, id, executor).join();
+      FakeSidecar.Received last = sidecar.received.get(sidecar.received.size() - 1);
+      assertNull(last.headers().getFirst("X-Opaque-Id"));
+    }
+  }
+
+  @Test
+  void greetsEverySidecar() throws Exception {
+    client(FakeSidecar.nobody(), sidecar.url()).greet();
+    for (int i = 0; i < 100 && sidecar.greeted.isEmpty(); i++) {
+      Thread.sleep(50);
+    }
+    assertEquals(1, sidecar.greeted.size());
+    assertEquals("Bearer s3cret", sidecar.greeted.get(0).getFirst("Authorization"));
+  }
+}
