@@ -105,8 +105,14 @@ final class Examples {
         REGISTRY, DeprecationHandler.IGNORE_DEPRECATIONS, json);
   }
 
+  /** A JSON object, written with single quotes. */
   static Map<String, Object> map(String json) {
-    try (XContentParser parser = parser(json.replace('\'', '"'))) {
+    return parse(json.replace('\'', '"'));
+  }
+
+  /** A JSON object. */
+  static Map<String, Object> parse(String json) {
+    try (XContentParser parser = parser(json)) {
       return parser.mapOrdered();
     } catch (IOException e) {
       throw new UncheckedIOException(e);
@@ -231,7 +237,7 @@ final class Examples {
       if (fragment) {
         builder.endObject();
       }
-      return map(builder.toString());
+      return parse(builder.toString());
     } catch (IOException e) {
       throw new UncheckedIOException(e);
     }

@@ -50,8 +50,8 @@ class SidecarProtocolTest {
             new Candidate("untitled", "", "", Float.NaN));
     byte[] written = SidecarProtocol.write(new Call("merge sorted lists", hits, 1), 1000);
     assertEquals(
-        Examples.map(Files.readString(CONTRACT.resolve("request.json")).replace("'", "\\u0027")),
-        Examples.map(text(written)));
+        Examples.parse(Files.readString(CONTRACT.resolve("request.json"))),
+        Examples.parse(text(written)));
   }
 
   @Test
