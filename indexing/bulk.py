@@ -64,8 +64,8 @@ def prepare_index(
                 f"{index} is an alias, which --recreate would not replace: name the index itself"
             )
         name = "index.search.default_pipeline"
-        settings = client.indices.get_settings(index=index, name=name, flat_settings=True)
-        carried = {k: v for k, v in settings[index]["settings"].items() if k == name}
+        settings = client.indices.get_settings(index=index, flat_settings=True)[index]["settings"]
+        carried = {name: settings[name]} if name in settings else {}
         client.indices.delete(index=index)
     client.indices.create(index=index, body=index_body(analyzer, shards, replicas, carried))
     return True

@@ -275,7 +275,7 @@ def _covers(pattern: str, field: str) -> bool:
 def _bodies(client: OpenSearch) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", client.search_pipeline.get())
-    except NotFoundError:  # some versions say so where there are none
+    except NotFoundError:  # so it says where there are none
         return {}
 
 

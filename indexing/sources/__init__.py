@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -89,8 +88,7 @@ def guess_format(location: str, mapped: bool = False) -> Format:
 
 
 def _guess_objects(path: Path) -> Format:
-    with contextlib.closing(LineFile(path)) as file:
-        first = next(file.objects(), None)
+    first = next(LineFile(path).objects(), None)
     fields = first.fields if isinstance(first, Object) else {}
     if "wikipedia_title" in fields:
         return "kilt"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn, cast
 
@@ -40,53 +40,55 @@ class LineFile:
     """
 
     def __init__(self, path: Path, max_line_bytes: int = MAX_LINE_BYTES) -> None:
-        self._raw = path.open("rb")
-        self._name = path.name
+        path.open("rb").close()  # fail now, not at the first line
+        self._path = path
         self._size = path.stat().st_size
+        self._position: Callable[[], int] = lambda: 0
         self._max = max_line_bytes
-
-    def close(self) -> None:
-        """Close the file; reading it to its end does so too."""
-        self._raw.close()
 
     def fraction(self) -> float:
         """How much of the file has been read, from 0 to 1."""
-        if self._raw.closed or not self._size:
-            return 1.0
-        return min(1.0, self._raw.tell() / self._size)
+        return min(1.0, self._position() / self._size) if self._size else 1.0
 
     def lines(self) -> Iterator[Line | Failure]:
-        """Yield every line that is not blank, or why it cannot be read; closes the file."""
-        with self._raw as raw:
-            magic = raw.read(2)
-            raw.seek(0)
-            stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if magic == _GZIP_MAGIC else raw
-            number = 0
-            while True:
-                number += 1
-                location = f"{self._name}:{number}"
-                try:
-                    data = stream.readline(self._max + 1)
-                    too_long = len(data) > self._max and not data.endswith(b"\n")
-                    if too_long:
-                        _skip_line(stream)
-                except (EOFError, OSError, zlib.error) as error:
-                    # What follows cannot be found any more: the rest of the file is lost.
-                    yield Failure(location, f"the rest of the file cannot be read: {error}")
-                    return
-                if not data:
-                    return
+        """Yield every line that is not blank, or why it cannot be read."""
+        with self._path.open("rb") as raw:
+            self._position = raw.tell
+            try:
+                yield from self._lines(raw)
+            finally:
+                self._position = lambda: self._size
+
+    def _lines(self, raw: IO[bytes]) -> Iterator[Line | Failure]:
+        magic = raw.read(2)
+        raw.seek(0)
+        stream = cast("IO[bytes]", gzip.GzipFile(fileobj=raw)) if magic == _GZIP_MAGIC else raw
+        number = 0
+        while True:
+            number += 1
+            location = f"{self._path.name}:{number}"
+            try:
+                data = stream.readline(self._max + 1)
+                too_long = len(data) > self._max and not data.endswith(b"\n")
                 if too_long:
-                    yield Failure(location, f"the line is longer than {self._max} bytes")
-                    continue
-                try:
-                    # A byte order mark can only stand at the very start.
-                    text = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    yield Failure(location, f"not UTF-8: {error.reason} at byte {error.start}")
-                    continue
-                if text.strip():
-                    yield Line(location, text)
+                    _skip_line(stream)
+            except (EOFError, OSError, zlib.error) as error:
+                # What follows cannot be found any more: the rest of the file is lost.
+                yield Failure(location, f"the rest of the file cannot be read: {error}")
+                return
+            if not data:
+                return
+            if too_long:
+                yield Failure(location, f"the line is longer than {self._max} bytes")
+                continue
+            try:
+                # A byte order mark can only stand at the very start.
+                text = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                yield Failure(location, f"not UTF-8: {error.reason} at byte {error.start}")
+                continue
+            if text.strip():
+                yield Line(location, text)
 
     def objects(self) -> Iterator[Object | Failure]:
         """Yield every line's JSON object, or why there is none."""

@@ -50,7 +50,7 @@ class FakeIndex(Connection):
             answer = {}
         else:
             assert url == "/i/_bulk"
-            lines = [json.loads(line) for line in (body or b"").decode().splitlines()]
+            lines = [json.loads(line) for line in (body or b"").rstrip(b"\n").split(b"\n")]
             pairs = zip(lines[::2], lines[1::2], strict=True)
             answer = {"items": [{"index": self._index(h["index"]["_id"], d)} for h, d in pairs]}
         return 200, {"content-type": "application/json"}, json.dumps(answer)

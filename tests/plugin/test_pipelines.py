@@ -49,7 +49,7 @@ class FakeCluster(Connection):
         if path[0] == "_search":
             stored = state["pipelines"]
             if method == "GET":
-                return stored
+                return stored or None  # no pipelines at all are a 404
             if method == "PUT":
                 stored[path[2]] = body
             else:

@@ -1,0 +1,243 @@
+"""Every source on small files in its true format, loaded into a real index."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from opensearchpy import OpenSearch
+from typer.testing import CliRunner, Result
+
+import plugin.cli.index
+from indexing.bulk import IndexingError, load, prepare_index
+from indexing.records import Document, Failure
+from plugin.cli.options import CommandError
+
+INDEX = "test-indexing"
+
+
+@pytest.fixture(autouse=True)
+def clean(client: OpenSearch) -> Iterator[None]:
+    yield
+    client.indices.delete(index=f"{INDEX}*", ignore=[404])
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = typer.Typer()
+    app.callback()(lambda: None)  # keeps `index` a command of its own beside others
+    plugin.cli.index.register(app)
+    return app
+
+
+def run(app: typer.Typer, client: OpenSearch, *arguments: str) -> Result:
+    connection = client.transport.connection_pool.connections[0]
+    return CliRunner().invoke(
+        app, ["index", *arguments, "--index", INDEX, "--url", connection.host]
+    )
+
+
+def sources(client: OpenSearch) -> dict[str, Any]:
+    found = client.search(index=INDEX, body={"size": 1000})["hits"]["hits"]
+    return {hit["_id"]: hit["_source"] for hit in found}
+
+
+def write(path: Path, *lines: object) -> str:
+    text = "".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines)
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return str(path)
+
+
+def test_a_beir_folder(app: typer.Typer, client: OpenSearch, tmp_path: Path) -> None:
+    write(
+        tmp_path / "corpus.jsonl",
+        {"_id": "a", "title": "Ada", "text": "A programmer.", "metadata": {"source": "x"}},
+        {"_id": "b", "title": "", "text": "No title."},
+    )
+    result = run(app, client, str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert sources(client) == {
+        "a": {"title": "Ada", "passage": "A programmer.", "metadata": {"source": "x"}},
+        "b": {"title": "", "passage": "No title."},
+    }
+
+
+def test_the_kilt_knowledge_source(app: typer.Typer, client: OpenSearch, tmp_path: Path) -> None:
+    page = {
+        "wikipedia_id": "290",
+        "wikipedia_title": "A",
+        "text": ["A\n", "First letter.\n", "Section::::History.\n", "From aleph.\n"],
+    }
+    path = write(tmp_path / "knowledge.json.gz", page)
+    assert run(app, client, path, "--format", "kilt").exit_code == 0
+    assert {key: value["passage"] for key, value in sources(client).items()} == {
+        "290-1": "First letter.",
+        "290-3": "From aleph.",
+    }
+
+
+def test_ms_marco_passages(app: typer.Typer, client: OpenSearch, tmp_path: Path) -> None:
+    path = write(tmp_path / "collection.tsv", "0\tThe project.", "1\tMore of it.")
+    assert run(app, client, path).exit_code == 0
+    assert sources(client)["1"] == {"title": "", "passage": "More of it."}
+
+
+def test_mapped_json_lines(app: typer.Typer, client: OpenSearch, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"key": 7, "headline": "H", "body": "B", "price": 3})
+    maps = ("--map", "title=headline", "--map", "passage=body", "--map", "id=key")
+    assert run(app, client, path, *maps).exit_code == 0
+    assert sources(client) == {
+        "7": {"title": "H", "passage": "B", "metadata": {"price": 3}},
+    }
+
+
+def test_the_standard_library(app: typer.Typer, client: OpenSearch) -> None:
+    result = run(app, client, "pydoc")
+    assert result.exit_code == 0, result.output
+    body = {"query": {"match": {"title": "merging sorted inputs"}}, "size": 1}
+    (hit,) = client.search(index=INDEX, body=body)["hits"]["hits"]
+    assert hit["_id"] == "heapq.merge"
+
+
+def test_a_limit(app: typer.Typer, client: OpenSearch, tmp_path: Path) -> None:
+    path = write(tmp_path / "c.tsv", *(f"{number}\ttext" for number in range(50)))
+    assert run(app, client, path, "--limit", "7").exit_code == 0
+    assert len(sources(client)) == 7
+
+
+def test_failures_are_named_and_the_rest_gets_in(
+    app: typer.Typer, client: OpenSearch, tmp_path: Path
+) -> None:
+    lines = ['{"id": "1", "title": "good"}', "{nonsense", '{"id": "2", "title": "good too"}']
+    result = run(app, client, write(tmp_path / "a.jsonl", *lines))
+    assert result.exit_code == 1
+    assert isinstance(result.exception, CommandError)
+    assert "1 of 3 records" in str(result.exception)
+    assert "a.jsonl:2: not JSON" in str(result.exception)
+    assert set(sources(client)) == {"1", "2"}
+
+
+def test_a_second_run_replaces_and_recreate_starts_anew(
+    app: typer.Typer, client: OpenSearch, tmp_path: Path
+) -> None:
+    first = write(tmp_path / "a.tsv", "1\told", "2\told")
+    second = write(tmp_path / "b.tsv", "1\tnew")
+    run(app, client, first)
+    result = run(app, client, second)
+    assert result.exit_code == 0
+    assert "documents are added to it" in " ".join(result.output.split())
+    assert {key: value["passage"] for key, value in sources(client).items()} == {
+        "1": "new",
+        "2": "old",
+    }
+    assert run(app, client, second, "--recreate").exit_code == 0
+    assert set(sources(client)) == {"1"}
+
+
+def test_ids_that_come_twice_are_told(app: typer.Typer, client: OpenSearch, tmp_path: Path) -> None:
+    result = run(app, client, write(tmp_path / "a.tsv", "1\tone", "1\ttwo"))
+    assert result.exit_code == 0
+    assert "1 ids came more than once" in " ".join(result.output.split())
+    assert sources(client)["1"]["passage"] == "two"
+
+
+def test_a_source_that_cannot_be_read_deletes_nothing(
+    app: typer.Typer, client: OpenSearch, tmp_path: Path
+) -> None:
+    run(app, client, write(tmp_path / "a.tsv", "1\told"))
+    assert run(app, client, str(tmp_path / "none.tsv"), "--recreate").exit_code == 1
+    assert set(sources(client)) == {"1"}
+
+
+def test_an_empty_source_is_no_success(
+    app: typer.Typer, client: OpenSearch, tmp_path: Path
+) -> None:
+    assert run(app, client, write(tmp_path / "a.tsv")).exit_code == 1
+
+
+def test_a_new_index_is_made_for_loading_and_refreshes_afterwards(client: OpenSearch) -> None:
+    assert prepare_index(client, INDEX, shards=2)
+    settings = client.indices.get_settings(index=INDEX, flat_settings=True)[INDEX]["settings"]
+    assert settings["index.number_of_shards"] == "2"
+    assert settings["index.refresh_interval"] == "-1"
+    summary = load(client, INDEX, [Document("1", "t", "p")], fresh=True)
+    assert summary.verified
+    settings = client.indices.get_settings(index=INDEX, flat_settings=True)[INDEX]["settings"]
+    assert "index.refresh_interval" not in settings
+    assert not prepare_index(client, INDEX)
+
+
+def test_recreating_keeps_the_default_pipeline(client: OpenSearch) -> None:
+    client.indices.create(index=INDEX, body={"settings": {"index.search.default_pipeline": "some"}})
+    assert prepare_index(client, INDEX, recreate=True)
+    settings = client.indices.get_settings(index=INDEX, flat_settings=True)[INDEX]["settings"]
+    assert settings["index.search.default_pipeline"] == "some"
+
+
+def test_an_alias_is_not_recreated(client: OpenSearch) -> None:
+    client.indices.create(index=f"{INDEX}-1", body={"aliases": {INDEX: {}}})
+    with pytest.raises(IndexingError, match="is an alias"):
+        prepare_index(client, INDEX, recreate=True)
+    assert client.indices.exists(index=f"{INDEX}-1")
+
+
+def test_metadata_of_any_kind_is_kept_beside_each_other(client: OpenSearch) -> None:
+    prepare_index(client, INDEX)
+    kinds: list[object] = [1, "word", {"deep": {"er": [1, "a"]}}, [{"x": 1}, 2], None, "w" * 40_000]
+    records = [Document(str(n), "t", "p", {"value": kind}) for n, kind in enumerate(kinds)]
+    summary = load(client, INDEX, records, fresh=True)
+    assert summary.failures == ()
+    assert [sources(client)[str(n)]["metadata"]["value"] for n in range(len(kinds))] == kinds
+
+
+def test_what_a_real_engine_refuses_is_named(client: OpenSearch) -> None:
+    client.indices.create(
+        index=INDEX, body={"mappings": {"properties": {"passage": {"type": "integer"}}}}
+    )
+    records = [Document("1", "t", "7"), Document("2", "t", "words"), Document("x" * 600, "t", "7")]
+    summary = load(client, INDEX, records)
+    assert (summary.created, summary.failed) == (1, 2)
+    long, refused = summary.failures
+    assert "512 bytes" in long.reason
+    assert refused == Failure("document '2'", refused.reason)
+    assert "passage" in refused.reason
+
+
+def test_documents_are_found_by_inflected_words_and_by_the_exact_title(
+    client: OpenSearch,
+) -> None:
+    prepare_index(client, INDEX)
+    load(client, INDEX, [Document("1", "Sorting of Lists", "p"), Document("2", "Sorting", "p")])
+    for query, found in (
+        ({"match": {"title": "list"}}, ["1"]),
+        ({"term": {"title.exact": "Sorting"}}, ["2"]),
+    ):
+        hits = client.search(index=INDEX, body={"query": query})["hits"]["hits"]
+        assert [hit["_id"] for hit in hits] == found
+
+
+def test_the_real_command_line_ends_with_one_sentence(tmp_path: Path) -> None:
+    """In a process of its own: a dead cluster is a sentence and status 1, no trace."""
+    code = (
+        "import typer, plugin.cli.index as i; a = typer.Typer(); i.register(a)\n"
+        "try: a()\nexcept OSError as e: print(e); raise SystemExit(1)"
+    )
+    path = write(tmp_path / "a.tsv", "1\ttext")
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, "--index", INDEX, "--url", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("no cluster answers at http://127.0.0.1:1")
+    assert "Traceback" not in done.stderr
