@@ -89,10 +89,10 @@ def test_two_nodes_form_one_cluster_and_leave_nothing_behind() -> None:
             "node-2",
         }
         body = {"settings": {"number_of_shards": 4, "number_of_replicas": 0}}
-        client.indices.create("wide", body=body)
+        client.indices.create(index="wide", body=body)
         for number in range(20):
-            client.index("wide", {"title": f"title {number}"}, id=str(number))
-        client.indices.refresh("wide")
+            client.index(index="wide", body={"title": f"title {number}"}, id=str(number))
+        client.indices.refresh(index="wide")
         shards = client.cat.shards(index="wide", format="json")
         assert {shard["node"] for shard in shards} == {"node-1", "node-2"}
         assert client.count(index="wide")["count"] == 20

@@ -1,0 +1,133 @@
+"""The images and the compose file: what can be checked without a Docker engine, and with one."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import re
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from opensearchpy import OpenSearch
+from opensearchpy.exceptions import OpenSearchException
+
+from plugin.engines import why_no_container
+from plugin.node import OPENSEARCH_VERSION
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "docker" / "compose.yaml"
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, list[str]]]:
+    text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(words[0], words[1:]) for words in map(str.split, lines) if words]
+
+
+def copied(dockerfile: Path) -> list[str]:
+    return [
+        source
+        for name, words in instructions(dockerfile)
+        if name == "COPY" and not any(word.startswith("--from=") for word in words)
+        for source in [word for word in words if not word.startswith("--")][:-1]
+    ]
+
+
+def services() -> dict[str, dict[str, object]]:
+    return yaml.safe_load(COMPOSE.read_text())["services"]
+
+
+def test_there_are_the_two_images() -> None:
+    assert [path.name for path in DOCKERFILES] == ["opensearch.Dockerfile", "sidecar.Dockerfile"]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_all_that_is_copied_is_there_and_sent_to_the_engine(dockerfile: Path) -> None:
+    sources = copied(dockerfile)
+    assert sources
+    rules = [line for line in (ROOT / ".dockerignore").read_text().split() if line != "#"]
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert f"!{source.split('/')[0]}" in rules
+        assert not any(fnmatch.fnmatch(source, rule) for rule in rules if rule not in ("*",))
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_stages_that_are_copied_from_exist(dockerfile: Path) -> None:
+    steps = instructions(dockerfile)
+    stages = {words[2] for name, words in steps if name == "FROM" and words[1:2] == ["AS"]}
+    used = {
+        word.removeprefix("--from=")
+        for name, words in steps
+        if name == "COPY"
+        for word in words
+        if word.startswith("--from=")
+    }
+    assert used == stages
+    assert steps[0][0] in ("ARG", "FROM")
+
+
+def test_the_image_has_the_version_that_the_plugin_is_built_for() -> None:
+    steps = instructions(ROOT / "docker" / "opensearch.Dockerfile")
+    assert ("ARG", [f"OPENSEARCH_VERSION={OPENSEARCH_VERSION}"]) in steps
+    assert ("FROM", ["opensearchproject/opensearch:${OPENSEARCH_VERSION}"]) in steps
+
+
+def test_the_sidecar_image_serves_as_a_user_of_its_own() -> None:
+    steps = instructions(ROOT / "docker" / "sidecar.Dockerfile")
+    last = [words for name, words in steps if name == "USER"][-1]
+    assert last[0] not in ("root", "0")
+    text = (ROOT / "docker" / "sidecar.Dockerfile").read_text()
+    assert 'CMD ["titlecast", "serve", "--host", "0.0.0.0"' in text
+    assert "/health" in text
+    assert "[train]" not in text  # the serving install
+
+
+def test_compose_builds_what_is_there() -> None:
+    for service in services().values():
+        build = service["build"]
+        assert isinstance(build, dict)
+        context = (COMPOSE.parent / build["context"]).resolve()
+        assert context == ROOT
+        assert (context / build["dockerfile"]) in DOCKERFILES
+
+
+def test_compose_ties_the_services_together() -> None:
+    found = services()
+    opensearch, sidecar, setup = (found[name] for name in ("opensearch", "sidecar", "setup"))
+    environment = opensearch["environment"]
+    assert environment["title_rerank.sidecar.urls"] == "http://sidecar:8900"
+    assert environment["DISABLE_SECURITY_PLUGIN"] == "true"
+    assert ("EXPOSE", ["8900"]) in instructions(ROOT / "docker" / "sidecar.Dockerfile")
+    # Without security, nobody but this machine may come in.
+    assert opensearch["ports"] == ["127.0.0.1:9200:9200"]
+    assert sidecar["ports"] == ["127.0.0.1:8900:8900"]
+    assert set(setup["depends_on"]) == {"opensearch", "sidecar"}
+    for name, dependency in setup["depends_on"].items():
+        assert dependency["condition"] == "service_healthy"
+        own = "healthcheck" in found[name]
+        assert own or "HEALTHCHECK" in (ROOT / found[name]["build"]["dockerfile"]).read_text()
+
+
+@pytest.mark.docker
+def test_compose_gives_a_reranked_search() -> None:
+    if reason := why_no_container():
+        pytest.skip(reason)
+    from testcontainers.compose import DockerCompose
+
+    compose = DockerCompose(ROOT, compose_file_name="docker/compose.yaml", build=True, wait=False)
+    with (
+        compose,
+        contextlib.closing(OpenSearch(["http://127.0.0.1:9200"], timeout=30)) as client,
+    ):
+        limit = time.monotonic() + 500
+        answer: dict[str, object] = {}
+        while time.monotonic() < limit and "title_rerank" not in answer.get("ext", {}):
+            time.sleep(5)
+            with contextlib.suppress(OpenSearchException):  # not up, or not indexed yet
+                answer = client.search(index="pydoc", q="merge sorted inputs")
+    assert "title_rerank" in answer["ext"]
+    assert answer["hits"]["hits"]
