@@ -149,7 +149,7 @@ class Container(Engine):
         heap: str = "512m",
         java_options: Sequence[str] = (),
         settings: Mapping[str, object] | None = None,
-        start_seconds: float = 180.0,
+        start_seconds: float = 300.0,
     ) -> None:
         self._environment = {
             "discovery.type": "single-node",

@@ -183,7 +183,7 @@ def _files(folder: Path) -> list[Path]:
         if path.is_file()
         and path.relative_to(folder).parts[0] != "target"
         and path.relative_to(folder).parts[:2] != ("src", "test")
-        and "__pycache__" not in path.parts
+        and path.suffix != ".md"
     )
 
 

@@ -140,7 +140,7 @@ class LocalCluster:
         settings: Mapping[str, object] | None = None,
         secure_settings: Mapping[str, str] | None = None,
         java_options: Sequence[str] = (),
-        start_seconds: float = 180.0,
+        start_seconds: float = 300.0,
     ) -> None:
         self._options = ClusterOptions(
             nodes=nodes,

@@ -44,7 +44,7 @@ class Status:
         return bool(self.nodes) and self.health is not None
 
 
-def start(options: ClusterOptions, start_seconds: float = 180.0) -> tuple[Node, ...]:
+def start(options: ClusterOptions, start_seconds: float = 300.0) -> tuple[Node, ...]:
     """Start the cluster and leave it running; raises `NodeError` if it already does."""
     if running := _running_nodes():
         raise NodeError(
