@@ -88,8 +88,17 @@ record SidecarSettings(
           TIMEOUT.get(settings),
           Math.toIntExact(MAX_RESPONSE_SIZE.get(settings).getBytes()),
           MAX_IN_FLIGHT.get(settings),
-          key.toString());
+          header(key.toString().strip()));
     }
+  }
+
+  /** A key that no HTTP header can carry would otherwise fail every call. */
+  private static String header(String key) {
+    if (!key.chars().allMatch(c -> c > ' ' && c < 127)) {
+      throw new IllegalArgumentException(
+          "[" + KEY.getKey() + "] in the keystore may hold visible ASCII only, and no spaces");
+    }
+    return key;
   }
 
   private static URI parseUrl(String text) {

@@ -28,7 +28,9 @@ import org.titlecast.opensearch.SidecarProtocol.Call;
 import org.titlecast.opensearch.SidecarProtocol.Candidate;
 import org.titlecast.opensearch.SidecarProtocol.Placed;
 
-@Timeout(30)
+@Timeout(
+    value = 30,
+    threadMode = Timeout.ThreadMode.SEPARATE_THREAD) // a lost call fails, and hangs nothing
 class SidecarClientTest {
   /** Long enough for any test that does not wait for it. */
   private static final TimeValue LONG = TimeValue.timeValueSeconds(20);

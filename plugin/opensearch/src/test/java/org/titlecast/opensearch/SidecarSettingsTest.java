@@ -92,6 +92,16 @@ class SidecarSettingsTest {
     assertThrows(IllegalArgumentException.class, () -> SidecarSettings.of(plain));
   }
 
+  @Test
+  void refusesAKeyThatNoHeaderCanCarry() {
+    Settings padded = Settings.builder().setSecureSettings(new Keystore("s3cret\n")).build();
+    assertEquals("s3cret", SidecarSettings.of(padded).key());
+    for (String key : List.of("two words", "a\nb", "schlüssel")) {
+      Settings settings = Settings.builder().setSecureSettings(new Keystore(key)).build();
+      assertThrows(IllegalArgumentException.class, () -> SidecarSettings.of(settings));
+    }
+  }
+
   private record Keystore(String key) implements SecureSettings {
     @Override
     public boolean isLoaded() {

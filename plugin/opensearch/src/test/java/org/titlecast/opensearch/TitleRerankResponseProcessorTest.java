@@ -37,7 +37,9 @@ import org.opensearch.search.fetch.subphase.FetchSourceContext;
 import org.opensearch.search.pipeline.PipelineProcessingContext;
 import org.opensearch.tasks.Task;
 
-@Timeout(30)
+@Timeout(
+    value = 30,
+    threadMode = Timeout.ThreadMode.SEPARATE_THREAD) // a lost call fails, and hangs nothing
 class TitleRerankResponseProcessorTest {
   private static final String MATCH = "'query': {'match': {'title': 'red fox'}}";
   private static final String PATIENT = "'timeout': '20s'";
