@@ -5,26 +5,38 @@ The JSON files in `tests/contract/` are examples of it; both sides are tested ag
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _mend(text: object) -> object:
+    return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
+
+
+# JSON's escapes can write half a surrogate pair, which UTF-8 cannot: it becomes a question mark.
+# One damaged title must not cost a search its reranking.
+Text: TypeAlias = Annotated[str, BeforeValidator(_mend)]
 
 
 class WireHit(BaseModel):
     """One hit of the window, in the engine's order."""
 
-    model_config = ConfigDict(extra="ignore")
+    # Python writes the literals NaN and Infinity, which JSON does not have: they are refused.
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    id: str = ""
-    title: str = ""
-    passage: str = ""
+    id: Text = ""
+    title: Text = ""
+    passage: Text = ""
     score: float | None = None  # the engine's score; null where the engine gave none
 
 
 class RerankRequest(BaseModel):
     """One search: the query's text and the window's hits."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
-    query: str
+    query: Text
     hits: list[WireHit]
     passage_depth: int = Field(default=20, ge=0)  # 0: titles only
     deadline_ms: float | None = Field(default=None, gt=0)  # time the caller still has
@@ -33,9 +45,11 @@ class RerankRequest(BaseModel):
 class WireRankedHit(BaseModel):
     """One hit in the new order; `index` is its position in the request's hits."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     index: int
     id: str
-    score: float  # > 0 and descending; integer part 2: passage-scored, 1: title only, 0: neither
+    score: float  # > 0, descending; integer part 2: its passage was read, 1: it was not
     first_stage_score: float | None
     title_score: float | None
     passage_score: float | None

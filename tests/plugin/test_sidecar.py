@@ -1,0 +1,563 @@
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plugin.sidecar.app import build_app
+from plugin.sidecar.protocol import ErrorResponse, RerankRequest, RerankResponse
+from plugin.sidecar.settings import load_settings
+from reranker import Cascade, Hit, RankedHit, RerankResult, StageReport
+
+REPOSITORY = Path(__file__).parents[2]
+CONTRACT = REPOSITORY / "tests" / "contract"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture(scope="session")
+def cascade() -> Cascade:
+    return Cascade.load(threads=1)
+
+
+@contextlib.contextmanager
+def serving(app: FastAPI) -> Iterator[httpx.Client]:
+    """A real server on a free port, and a client of it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=[[listener]], daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(cascade: Cascade) -> Iterator[httpx.Client]:
+    limits = {"max_hits": 50, "max_body_bytes": 100_000, "max_query_characters": 500}
+    with serving(build_app(cascade, load_settings(**limits))) as client:
+        yield client
+
+
+def search(**fields: Any) -> dict[str, Any]:
+    return {"query": "merge lists", "hits": [{"id": "a", "title": "merge"}], **fields}
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def sentence(response: httpx.Response) -> str:
+    """The error of an answer, which is nothing but one sentence."""
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
+    text = ErrorResponse.model_validate_json(response.content).error
+    assert text
+    assert "\n" not in text
+    return text
+
+
+class Gated:
+    """A reranker that says what it was asked, and holds every search back until it is let go."""
+
+    name = "gated"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, float | None]] = []
+        self.warm = False
+        self.open = threading.Event()
+
+    def rerank(
+        self,
+        query: str,
+        hits: Sequence[Hit],
+        passage_depth: int = 20,
+        deadline_ms: float | None = None,
+    ) -> RerankResult:
+        if not self.warm:
+            self.warm = True
+            return RerankResult([], [], complete=True)
+        self.asked.append((query, deadline_ms))
+        assert self.open.wait(60)
+        ranked = [
+            RankedHit(hit.id, place, 1 + 1 / (place + 1), hit.score)
+            for place, hit in enumerate(hits)
+        ]
+        return RerankResult(ranked, [StageReport("title", len(hits), 1.0)], complete=True)
+
+
+@contextlib.contextmanager
+def background(client: httpx.Client, *bodies: dict[str, Any]) -> Iterator[list[httpx.Response]]:
+    """Searches on threads of their own; all have been answered once the block is left."""
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda b=body: answers.append(client.post("/rerank", json=b)))
+        for body in bodies
+    ]
+    for thread in threads:
+        thread.start()
+    yield answers
+    for thread in threads:
+        thread.join()
+
+
+# The contract.
+
+
+def test_the_contracts_example_is_answered(client: httpx.Client) -> None:
+    body = (CONTRACT / "request.json").read_bytes()
+    response = client.post("/rerank", content=body, headers=JSON)
+    assert response.status_code == 200
+    answer = RerankResponse.model_validate_json(response.content)
+    ids = [hit["id"] for hit in json.loads(body)["hits"]]
+    assert sorted(hit.index for hit in answer.hits) == [0, 1, 2]
+    assert all(hit.id == ids[hit.index] for hit in answer.hits)
+    assert [int(hit.score) for hit in answer.hits] == [2, 1, 1]  # passage_depth is 1
+    unknown = next(hit for hit in answer.hits if hit.id == "untitled")
+    assert unknown.first_stage_score is None
+    assert [(stage.name, stage.scored) for stage in answer.stages] == [("title", 2), ("passage", 1)]
+    assert answer.complete
+    assert answer.milliseconds > 0
+
+
+def test_answers_have_the_fields_of_the_contracts_example(client: httpx.Client) -> None:
+    body = (CONTRACT / "request.json").read_bytes()
+    ours = client.post("/rerank", content=body, headers=JSON).json()
+    example = json.loads((CONTRACT / "response.json").read_bytes())
+    assert ours.keys() == example.keys()
+    assert ours["hits"][0].keys() == example["hits"][0].keys()
+    assert ours["stages"][0].keys() == example["stages"][0].keys()
+    assert json.loads(RerankResponse(**example).model_dump_json()) == example
+
+
+def test_the_library_and_the_wire_say_the_same(client: httpx.Client, cascade: Cascade) -> None:
+    hits = [
+        Hit("a", "bisect: Bisection algorithms", "Keeps a list sorted.", 3.0),
+        Hit("b", "heapq.merge: Merge sorted inputs", "Returns a generator.", 2.0),
+        Hit("c", "", "merge lists", math.nan),
+    ]
+    wire = [
+        {**hit._asdict(), "score": None if math.isnan(hit.score) else hit.score} for hit in hits
+    ]
+    answer = client.post("/rerank", json=search(hits=wire, passage_depth=2)).json()
+    expected = cascade.rerank("merge lists", hits, passage_depth=2)
+    assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected.hits]
+    assert [hit["score"] for hit in answer["hits"]] == [hit.score for hit in expected.hits]
+
+
+def test_no_hits_are_no_error(client: httpx.Client) -> None:
+    answer = client.post("/rerank", json=search(hits=[])).json()
+    assert answer["hits"] == []
+    assert answer["complete"] is True
+
+
+def test_health_names_the_models(client: httpx.Client, cascade: Cascade) -> None:
+    answer = client.get("/health").json()
+    assert answer["status"] == "ok"
+    assert answer["model"] == cascade.name
+    assert answer["version"]
+
+
+# What is refused, and in which words.
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"", 422, "JSON object"),
+        (b"{", 400, "no JSON"),
+        (b"[1, 2]", 422, "JSON object"),
+        (b"\xff\xfe", 400, "UTF-8"),
+        (b"[" * 50_000, 400, "JSON object"),
+        (b'{"hits": []}', 422, "query"),
+        (b'{"query": "a"}', 422, "hits"),
+        (b'{"query": "", "hits": []}', 422, "query is empty"),
+        (b'{"query": " \\n\\u2003 ", "hits": []}', 422, "query is empty"),
+        (b'{"query": "%s", "hits": []}' % (b"a" * 501), 422, "MAX_QUERY_CHARACTERS"),
+        (b'{"query": "a", "hits": [{}, {"title": 7}]}', 422, "hits[1].title"),
+        (b'{"query": "a", "hits": [{"score": "high"}]}', 422, "hits[0].score"),
+        (b'{"query": "a", "hits": [{"score": NaN}]}', 422, "send null"),
+        (b'{"query": "a", "hits": [{"score": -Infinity}]}', 422, "send null"),
+        (b'{"query": "a", "hits": [{"score": 1e999}]}', 422, "send null"),
+        (b'{"query": "a", "hits": [], "passage_depth": -1}', 422, "passage_depth"),
+        (b'{"query": "a", "hits": [], "deadline_ms": 0}', 422, "deadline_ms"),
+        (b'{"query": "a", "hits": [%s]}' % b",".join([b"{}"] * 51), 422, "MAX_HITS"),
+        (b'{"query": "%s", "hits": []}' % (b"a" * 100_001), 413, "MAX_BODY_BYTES"),
+    ],
+    ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else None,
+)
+def test_bad_input_is_refused_in_one_sentence(
+    client: httpx.Client, body: bytes, status: int, words: str
+) -> None:
+    response = client.post("/rerank", content=body, headers=JSON)
+    assert response.status_code == status
+    assert words in sentence(response)
+
+
+def test_another_content_type_is_refused(client: httpx.Client) -> None:
+    headers = {"content-type": "text/plain"}
+    response = client.post("/rerank", content=json.dumps(search()), headers=headers)
+    assert response.status_code == 422
+    assert "Content-Type: application/json" in sentence(response)
+
+
+def test_a_long_body_is_cut_off_while_it_is_read(client: httpx.Client) -> None:
+    sent = []
+
+    def endless() -> Iterator[bytes]:  # without a Content-Length, therefore
+        for _ in range(10_000):
+            sent.append(1)
+            yield b"x" * 10_000
+
+    # The server answers and closes; a client that still writes may see either.
+    with contextlib.suppress(httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
+        response = client.post("/rerank", content=endless(), headers=JSON)
+        assert response.status_code == 413
+        assert "MAX_BODY_BYTES" in sentence(response)
+    assert client.get("/health").status_code == 200
+    assert len(sent) < 10_000
+
+
+def test_a_body_announced_too_long_is_not_waited_for(client: httpx.Client) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as raw:
+        raw.settimeout(60)
+        raw.sendall(
+            b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 99999999999\r\n\r\n"
+        )
+        assert b" 413 " in raw.recv(1000)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/rerank"), ("PUT", "/rerank")])
+def test_what_is_not_there_says_what_is(client: httpx.Client, method: str, path: str) -> None:
+    response = client.request(method, path)
+    assert response.status_code in (404, 405)
+    assert "POST /rerank" in sentence(response)
+
+
+def test_the_key_is_asked_of_searches(cascade: Cascade) -> None:
+    with serving(build_app(cascade, load_settings(api_key="open-sesame"))) as client:
+        for headers in (
+            {},
+            {"authorization": "open-sesame"},
+            {"authorization": "Bearer wrong"},
+            {"authorization": "Bearer open-sesame2"},
+            {"authorization": "Bearer"},
+            {"authorization": b"Bearer \xff"},
+        ):
+            response = client.post("/rerank", json=search(), headers=headers)
+            assert response.status_code == 401
+            assert "Authorization: Bearer" in sentence(response)
+            assert response.headers["www-authenticate"] == "Bearer"
+        headers = {"authorization": "Bearer open-sesame"}
+        assert client.post("/rerank", json=search(), headers=headers).status_code == 200
+        assert client.get("/health").status_code == 200  # for those who watch the process
+
+
+def test_half_a_surrogate_pair_costs_no_search_its_reranking(client: httpx.Client) -> None:
+    body = b'{"query": "merge \\ud800", "hits": [{"id": "\\udfff", "title": "merge \\udc00"}]}'
+    response = client.post("/rerank", content=body, headers=JSON)
+    assert response.status_code == 200
+    assert response.json()["hits"][0]["index"] == 0
+
+
+any_text = st.text(st.characters(), max_size=30) | st.sampled_from(
+    ["", " ", "\x00", "\ud800", "\u202e", "a" * 3000, "\x1b[31m", "[SEP]", "merge", "\U0010ffff"]
+)
+any_score = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.integers()
+any_hit = st.fixed_dictionaries(
+    {}, optional={"id": any_text, "title": any_text, "passage": any_text, "score": any_score}
+)
+any_json = st.recursive(
+    st.none() | st.booleans() | st.floats() | any_text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=5,
+)
+any_search = st.fixed_dictionaries(
+    {"query": any_text, "hits": st.lists(any_hit, max_size=8)},
+    optional={
+        "passage_depth": st.integers(-1, 2**70),
+        "deadline_ms": st.floats(min_value=-1, max_value=1e9, allow_nan=False),
+        "extra": any_json,
+    },
+)
+
+
+@settings(max_examples=60)
+@given(body=any_search)
+def test_every_answer_is_an_order_of_the_hits(client: httpx.Client, body: dict[str, Any]) -> None:
+    response = client.post("/rerank", content=json.dumps(body), headers=JSON)
+    if response.status_code != 200:
+        assert response.status_code == 422, response.text
+        sentence(response)
+        bad = not body["query"].strip() or len(body["query"]) > 500
+        bad = bad or body.get("passage_depth", 0) < 0 or body.get("deadline_ms", 1) <= 0
+        assert bad
+        return
+    assert "NaN" not in response.text
+    answer = RerankResponse.model_validate_json(response.content)
+    assert sorted(hit.index for hit in answer.hits) == list(range(len(body["hits"])))
+    scores = [hit.score for hit in answer.hits]
+    assert all(math.isfinite(score) and score > 0 for score in scores)
+    assert scores == sorted(scores, reverse=True)
+
+
+@settings(max_examples=60)
+@given(body=any_json | st.dictionaries(st.sampled_from(["query", "hits"]), any_json))
+def test_whatever_is_sent_is_answered_or_refused(client: httpx.Client, body: Any) -> None:
+    response = client.post("/rerank", content=json.dumps(body), headers=JSON)
+    assert response.status_code in (200, 422)
+
+
+@settings(max_examples=60)
+@given(body=st.binary(max_size=100))
+def test_no_bytes_are_a_failure(client: httpx.Client, body: bytes) -> None:
+    response = client.post("/rerank", content=body, headers=JSON)
+    assert response.status_code in (400, 422)
+    sentence(response)
+
+
+# Admission, deadlines, and callers that go away.
+
+
+def test_the_line_is_bounded() -> None:
+    gated = Gated()
+    limits = load_settings(max_concurrent=1, max_waiting=1)
+    with serving(build_app(gated, limits)) as client:
+        with background(client, search()) as first:
+            wait_until(lambda: len(gated.asked) == 1)
+            with background(client, search(), search()) as others:  # one waits, one is too many
+                wait_until(lambda: bool(others))
+                assert client.get("/health").status_code == 200  # the loop is free meanwhile
+                gated.open.set()
+        assert [answer.status_code for answer in first] == [200]
+        assert [answer.status_code for answer in others] == [429, 200]
+        assert others[0].headers["retry-after"] == "1"
+        assert "MAX_WAITING" in sentence(others[0])
+        assert client.post("/rerank", json=search()).status_code == 200  # there is room again
+
+
+def test_a_search_whose_caller_is_gone_is_not_computed() -> None:
+    gated = Gated()
+    limits = load_settings(max_concurrent=1, max_waiting=5)
+    with serving(build_app(gated, limits)) as client:
+        with background(client, search(query="first")):
+            wait_until(lambda: len(gated.asked) == 1)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/rerank", json=search(query="gone"), timeout=0.2)
+            with background(client, search(query="last")):
+                time.sleep(0.2)
+                gated.open.set()
+        assert client.post("/rerank", json=search(query="after")).status_code == 200
+    assert [query for query, _ in gated.asked] == ["first", "last", "after"]
+
+
+def test_the_deadline_counts_from_the_arrival() -> None:
+    gated = Gated()
+    limits = load_settings(max_concurrent=1)
+    with serving(build_app(gated, limits)) as client:
+        with background(client, search(query="first")):
+            wait_until(lambda: len(gated.asked) == 1)
+            with background(client, search(query="second", deadline_ms=60_000)) as second:
+                time.sleep(0.5)
+                gated.open.set()
+        assert second[0].status_code == 200
+        assert second[0].json()["milliseconds"] > 200
+        client.post("/rerank", json=search(query="third", deadline_ms=60_000))
+    (_, none), (_, waited), (_, at_once) = gated.asked
+    assert none is None
+    assert waited is not None
+    assert at_once is not None
+    assert waited < 59_800
+    assert waited < at_once < 60_000
+
+
+def test_a_search_that_is_late_before_its_turn_is_dropped() -> None:
+    gated = Gated()
+    with serving(build_app(gated, load_settings(max_concurrent=1))) as client:
+        with background(client, search(query="first")):
+            wait_until(lambda: len(gated.asked) == 1)
+            with background(client, search(query="late", deadline_ms=1)) as late:
+                time.sleep(0.5)
+                gated.open.set()
+        assert late[0].status_code == 503
+        assert late[0].headers["retry-after"] == "1"
+        assert "stood in line" in sentence(late[0])
+    assert [query for query, _ in gated.asked] == ["first"]
+
+
+def test_the_shortest_deadline_leaves_the_titles(client: httpx.Client) -> None:
+    answer = client.post("/rerank", json=search(deadline_ms=0.001)).json()
+    assert answer["complete"] is False
+    assert [stage["scored"] for stage in answer["stages"]] == [1, 0]
+    assert int(answer["hits"][0]["score"]) == 1
+
+
+def test_it_answers_only_once_it_is_warm() -> None:
+    gated = Gated()
+    app = build_app(gated, load_settings())
+
+    async def begin() -> None:
+        async with app.router.lifespan_context(app):
+            assert gated.warm
+            assert gated.asked == []
+
+    asyncio.run(begin())
+
+
+def test_a_failure_shows_nothing_of_its_inside(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Gated):
+        def rerank(self, query: str, hits: Sequence[Hit], *_: Any) -> RerankResult:
+            if not self.warm:
+                return super().rerank(query, hits)
+            raise RuntimeError("secret words")
+
+    with serving(build_app(Broken(), load_settings())) as client:
+        response = client.post("/rerank", json=search())
+        assert response.status_code == 500
+        assert "log" in sentence(response)
+        assert "secret" not in response.text
+    assert "secret words" in caplog.text  # but the operator sees it
+
+
+def test_a_model_that_gives_no_number_is_a_failure() -> None:
+    class NotANumber(Gated):
+        def rerank(self, query: str, hits: Sequence[Hit], *_: Any) -> RerankResult:
+            ranked = [RankedHit(hit.id, n, math.nan, hit.score) for n, hit in enumerate(hits)]
+            return RerankResult(ranked, [], complete=True)
+
+    with serving(build_app(NotANumber(), load_settings())) as client:
+        response = client.post("/rerank", json=search())
+        assert response.status_code == 500
+        sentence(response)
+
+
+def test_searches_are_logged_with_their_id(caplog: pytest.LogCaptureFixture) -> None:
+    gated = Gated()
+    gated.open.set()
+    with (
+        caplog.at_level(logging.INFO, "plugin.sidecar"),
+        serving(build_app(gated, load_settings())) as client,
+    ):
+        client.post("/rerank", json=search(), headers={"x-opaque-id": "shop-42"})
+    assert any("shop-42" in message and "1 hits" in message for message in caplog.messages)
+
+
+def test_over_asgi_alone_it_answers_the_same(cascade: Cascade) -> None:
+    app = build_app(cascade, load_settings())
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        async with app.router.lifespan_context(app) as state:
+
+            async def with_state(scope: Any, receive: Any, send: Any) -> None:
+                await app({**scope, "state": dict(state)}, receive, send)
+
+            transport = httpx.ASGITransport(with_state)
+            async with httpx.AsyncClient(transport=transport, base_url="http://sidecar") as client:
+                body = json.loads((CONTRACT / "request.json").read_bytes())
+                return await client.post("/rerank", json=body), await client.get("/openapi.json")
+
+    answer, described = asyncio.run(ask())
+    assert RerankResponse.model_validate_json(answer.content).hits[0].id == "heapq.merge"
+    schemas = described.json()["components"]["schemas"]
+    assert RerankRequest.__name__ in schemas
+    assert RerankResponse.__name__ in schemas
+
+
+# The process.
+
+_WITHOUT_TORCH = """
+import sys
+for name in ("torch", "transformers", "onnx", "sentence_transformers"):
+    sys.modules[name] = None  # an import of it fails
+import asyncio
+import plugin.cli.serve
+from plugin.sidecar.app import build_app
+from plugin.sidecar.settings import load_settings
+from reranker import Cascade
+
+async def main():
+    app = build_app(Cascade.load(threads=1), load_settings())
+    async with app.router.lifespan_context(app):
+        pass
+
+asyncio.run(main())
+"""
+
+
+def test_it_runs_where_torch_cannot_be_imported() -> None:
+    subprocess.run([sys.executable, "-c", _WITHOUT_TORCH], cwd=REPOSITORY, check=True, timeout=300)
+
+
+def serve(*options: str, **more: Any) -> subprocess.Popen[bytes]:
+    environ = {name: text for name, text in os.environ.items() if "TITLECAST" not in name}
+    return subprocess.Popen(
+        [sys.executable, "-m", "plugin.cli.main", "serve", *options],
+        cwd=REPOSITORY,
+        env=environ,
+        stderr=subprocess.PIPE,
+        **more,
+    )
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serve("--port", str(port)) as process:
+            _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert f"port {port} is taken" in errors.decode()
+    assert "--port" in errors.decode()
+    assert "Traceback" not in errors.decode()
+
+
+@pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "eof"])
+def test_it_ends_when_it_is_told_to(way: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with serve("--port", str(port), "--until-eof", stdin=subprocess.PIPE) as process:
+        url = f"http://127.0.0.1:{port}/health"
+
+        def healthy() -> bool:
+            assert process.poll() is None
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(url, timeout=60, trust_env=False).json()["status"] == "ok"
+            return False
+
+        wait_until(healthy, 300)
+        if way == "eof":
+            assert process.stdin
+            process.stdin.close()
+        else:
+            process.send_signal(signal.Signals[way])
+        process.wait(60)
+    assert process.returncode in (0, -signal.SIGTERM)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port)).close()
