@@ -1,11 +1,13 @@
 """Measures and statistics: ids in, numbers out. No file, no model, no collection.
 
-KILT's page-level measures are written out here; nDCG, reciprocal rank, average precision,
-recall and all others come from ir-measures (https://ir-measur.es).
+KILT's page-level measures are written out here, and so are nDCG and recall, which the demo
+prints where only the serving install is there; reciprocal rank, average precision and all
+others come from ir-measures (https://ir-measur.es).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 GoldSets = Sequence[Collection[str]]
 
 _KILT = re.compile(r"KILT-(?:(Rprec)|R@([1-9]\d*))")
+_PLAIN = re.compile(r"(nDCG|R)@([1-9]\d*)")
 
 
 def r_precision(ranking: Sequence[str], gold_sets: GoldSets) -> float:
@@ -66,6 +69,28 @@ def recall_at(ranking: Sequence[str], gold_sets: GoldSets, k: int) -> float:
     return len(complete.intersection(points[:k])) / len(missing)
 
 
+def ndcg_at(ranking: Sequence[str], relevance: Mapping[str, int], k: int) -> float:
+    """nDCG@k of one query's ranking: gains are the relevances, the discount is log2(rank + 1).
+
+    As trec_eval's `ndcg_cut` (Jarvelin and Kekalainen 2002); relevances below 0 gain nothing, a
+    query without any relevant document scores 0. An id that comes twice counts once.
+    """
+    gains = [max(0, relevance.get(key, 0)) for key in _distinct(ranking)[:k]]
+    ideal = sorted((max(0, value) for value in relevance.values()), reverse=True)[:k]
+    best = _discounted(ideal)
+    return _discounted(gains) / best if best else 0.0
+
+
+def recall_of(ranking: Sequence[str], relevance: Mapping[str, int], k: int) -> float:
+    """Recall@k of one query: the share of its relevant documents among the first k distinct ids.
+
+    A query without any relevant document scores 0.
+    """
+    relevant = {key for key, value in relevance.items() if value > 0}
+    found = relevant.intersection(_distinct(ranking)[:k])
+    return len(found) / len(relevant) if relevant else 0.0
+
+
 def measure_rankings(
     rankings: Mapping[str, Sequence[str]],
     qrels: Mapping[str, Mapping[str, int]],
@@ -81,10 +106,21 @@ def measure_rankings(
 
     Order alone counts: ir-measures gets ranks, so equal scores do not change what is measured.
 
-    Raises ValueError for a measure that does not exist, ImportError without ir-measures.
+    Raises ValueError for a measure that does not exist, ImportError for one that needs
+    ir-measures where it is not installed.
     """
     values: dict[str, NDArray[np.float64]] = {}
     for name in measures:
+        if plain := _PLAIN.fullmatch(name):
+            measure = ndcg_at if plain[1] == "nDCG" else recall_of
+            depth = int(plain[2])
+            values[name] = np.array(
+                [
+                    measure(rankings.get(query, ()), qrels.get(query, {}), depth)
+                    for query in queries
+                ],
+                dtype=np.float64,
+            )
         if not (kilt := _KILT.fullmatch(name)):
             continue
         per_query = []
@@ -164,6 +200,10 @@ def randomisation_test(
         # Sums of the same numbers in another order differ in their last bits.
         extreme += int(np.count_nonzero(np.abs(signs @ differences) >= observed - 1e-9))
     return extreme / (permutations + 1)
+
+
+def _discounted(gains: Sequence[int]) -> float:
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, start=1))
 
 
 def _ir_measures(

@@ -193,3 +193,20 @@ def test_randomisation_test_is_calibrated_where_systems_do_not_differ() -> None:
 def test_randomisation_test_needs_pairs() -> None:
     with pytest.raises(ValueError, match="same queries"):
         randomisation_test(np.zeros(2), np.zeros(3))
+
+
+@given(
+    rankings,
+    st.dictionaries(st.sampled_from(PAGES), st.integers(0, 3), min_size=1),
+    st.integers(1, 10),
+)
+def test_ndcg_and_recall_are_those_of_ir_measures(
+    ranking: list[str], relevance: dict[str, int], k: int
+) -> None:
+    measures = [f"nDCG@{k}", f"R@{k}"]
+    ours = measure_rankings({"q": ranking}, {"q": relevance}, {}, measures, ["q"])
+    run = {"q": {key: -float(place) for place, key in enumerate(dict.fromkeys(ranking))}}
+    parsed = [ir_measures.parse_measure(name) for name in measures]
+    theirs = ir_measures.calc_aggregate(parsed, {"q": relevance}, run)
+    for name, measure in zip(measures, parsed, strict=True):
+        assert ours[name] == pytest.approx([theirs[measure] if run["q"] else 0.0])
