@@ -54,6 +54,9 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
 
   private static final long QUIET_NANOS = TimeUnit.MINUTES.toNanos(1);
 
+  /** The node's, because a pipeline written into a request makes a processor for every search. */
+  private static final AtomicLong quietUntil = new AtomicLong(System.nanoTime());
+
   private enum OnFailure {
     ENGINE_ORDER,
     ERROR
@@ -71,7 +74,6 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
   private final int passageDepth;
   private final TimeValue timeout;
   private final OnFailure onFailure;
-  private final AtomicLong quietUntil = new AtomicLong(System.nanoTime());
 
   private TitleRerankResponseProcessor(
       String tag,
