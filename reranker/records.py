@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -18,13 +19,13 @@ class Hit(NamedTuple):
     score: float = float("nan")
 
 
-class RankedHit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RankedHit:
     """One hit in the new order, with what each stage said of it.
 
-    `score` descends over a result and says which stage placed the hit: the integer part is
-    2 where the passage stage scored it, 1 where only the title stage did, 0 where neither
-    did; so a hit with a scored passage never ranks below one without.
-    A stage that did not score the hit leaves None.
+    `score` descends over a result and says which stage placed the hit: its integer part is
+    2 where the passage stage did and 1 where the title stage did, so a hit whose passage was
+    read never ranks below one whose was not. A stage that did not score the hit leaves None.
     """
 
     id: str

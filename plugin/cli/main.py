@@ -47,7 +47,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         app()
-    except (CommandError, OpenSearchException, OSError, ValueError) as error:
+    except (CommandError, OpenSearchException, OSError, RuntimeError, ValueError, ImportError) as error:
         if debug:
             raise
         Console(stderr=True, soft_wrap=True).print(
@@ -60,7 +60,7 @@ def _sentence(error: Exception) -> str:
     from rich.markup import escape
 
     text = str(error).strip() or type(error).__name__
-    if isinstance(error, OpenSearchException) and not isinstance(error, CommandError):
+    if isinstance(error, OpenSearchException):
         text = f"the cluster answered: {text}"
     return escape(" ".join(text.split()))
 

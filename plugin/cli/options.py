@@ -24,7 +24,7 @@ Url = Annotated[
     str,
     typer.Option(
         "--url",
-        help="The cluster's address. [default: OPENSEARCH_URL, else http://localhost:9200]",
+        help="The cluster's address. (default: OPENSEARCH_URL, else http://localhost:9200)",
         default_factory=default_url,
         show_default=False,
     ),

@@ -1,0 +1,137 @@
+"""`titlecast train`, `titlecast export` and `titlecast fuse`: how the shipped weights are made."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from plugin.cli.options import CommandError
+
+_RECIPES = "recipes"
+
+
+class Task(str, Enum):
+    """What is trained."""
+
+    title = "title"
+    passage = "passage"
+
+
+class Precision(str, Enum):
+    """The numbers that an exported model computes with."""
+
+    int8 = "int8"
+    fp32 = "fp32"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(train)
+    app.command()(export)
+    app.command()(fuse)
+
+
+def train(
+    task: Annotated[Task, typer.Argument(help="Which stage's model.")],
+    data: Annotated[Path, typer.Option(help="Folder that the recipe's paths start from.")],
+    out: Annotated[Path, typer.Option(help="The training's folder; an earlier one is resumed.")],
+    config: Annotated[
+        Path | None, typer.Option(help="A recipe (TOML). Without: the shipped model's.")
+    ] = None,
+    exclude: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON Lines of queries never to train on, by id and by text."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads. Without: all cores.")] = None,
+    stop_at: Annotated[
+        int | None, typer.Option(help="Stop after this step; resume later.")
+    ] = None,
+) -> None:
+    """Train a model: prepare candidates once, then train, resuming where a training stopped."""
+    _needs_torch()
+    import torch
+
+    from reranker.evaluation.baselines import load_bi_encoder
+    from reranker.models.backbone import find_backbone
+    from reranker.training import config as configs
+    from reranker.training.finish import sources_of
+    from reranker.training.loop import train as run
+    from reranker.training.prepare import prepare
+
+    logging.getLogger("reranker").setLevel(logging.INFO)
+    recipe_path = config or Path(configs.__file__).parent / _RECIPES / f"{task.value}.toml"
+    recipe = configs.read_recipe(recipe_path)
+    if recipe.task != task.value:
+        raise CommandError(f"{recipe_path} is a recipe for {recipe.task}s; give one for {task.value}s")
+    if threads:
+        torch.set_num_threads(threads)
+    kept = out / "recipe.toml"
+    if kept.exists() and kept.read_text("utf-8") != recipe_path.read_text("utf-8"):
+        raise CommandError(
+            f"{out} holds a training of another recipe; give another --out, or its {kept.name}"
+        )
+    if not (out / "trained-on.npy").exists():
+        encode = load_bi_encoder(find_backbone(recipe.backbone)) if recipe.data.dense else None
+        prepare(recipe, data, out, exclude=sources_of(exclude or []), encode=encode)
+        kept.write_text(recipe_path.read_text("utf-8"), "utf-8")
+    best = run(recipe, out, stop_at)
+    Console().print(f"best weights so far: {best}")
+
+
+def export(
+    training: Annotated[Path, typer.Argument(help="A training's folder.")],
+    out: Annotated[Path, typer.Option(help="The model folder to write.")],
+    name: Annotated[str, typer.Option(help="The name that answers and reports show.")],
+    precision: Annotated[Precision, typer.Option()] = Precision.int8,
+    blend: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of the trained weights; the rest is the start."),
+    ] = 1.0,
+) -> None:
+    """Export a training's best weights as a model folder for serving."""
+    _needs_torch()
+    from reranker.training.finish import export_trained
+
+    export_trained(training, out, name, precision.value, blend)  # type: ignore[arg-type]
+    Console().print(f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 1e6:.1f} MB")
+
+
+def fuse(
+    model: Annotated[Path, typer.Argument(help="Folder with title/ and passage/.")],
+    data: Annotated[Path, typer.Option(help="Folder that the recipe's paths start from.")],
+    config: Annotated[
+        Path | None, typer.Option(help="The recipe whose dev queries are used.")
+    ] = None,
+    queries: Annotated[int, typer.Option(min=10, help="Dev queries per query set.")] = 60,
+) -> None:
+    """Fit how both stages and the first stage are combined, and write it beside the models."""
+    _needs_torch()
+    from reranker.stages import PassageReranker, TitleReranker
+    from reranker.training import config as configs
+    from reranker.training.finish import fit_fusion, score_windows
+
+    path = config or Path(configs.__file__).parent / _RECIPES / "passage.toml"
+    windows = score_windows(
+        configs.read_recipe(path),
+        data,
+        TitleReranker.load(model / "title"),
+        PassageReranker.load(model / "passage"),
+        queries,
+    )
+    fusion = fit_fusion(windows)
+    fusion.write(model / "fusion.json")
+    Console().print(fusion)
+
+
+def _needs_torch() -> None:
+    missing = [name for name in ("torch", "transformers", "onnx") if not importlib.util.find_spec(name)]
+    if missing:
+        raise CommandError(
+            f"training needs {', '.join(missing)}; install them with `pip install 'titlecast[train]'`"
+        )

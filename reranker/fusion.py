@@ -1,0 +1,77 @@
+"""How scores of different stages become one order: few numbers, fitted once, kept with the model.
+
+A stage's fused score is a weighted sum of its logit, the earlier stages' logits and the
+first-stage score, the last one standardised within the query's own window: engines, boosts and
+fields change its scale from search to search.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class Fusion(NamedTuple):
+    """The weights; those of the title stage first."""
+
+    title: float  # of the title's logit, before the passage stage
+    title_first_stage: float  # of the standardised first-stage score beside it
+    passage: float  # of the passage's logit
+    passage_title: float  # of the title's logit beside it
+    passage_first_stage: float  # of the standardised first-stage score beside both
+
+    @classmethod
+    def read(cls, path: Path) -> Fusion:
+        """Read `fusion.json`. Raises FileNotFoundError or ValueError where it is not right."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
+        try:
+            return cls(**{name: float(value) for name, value in json.loads(path.read_text()).items()})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path} must hold exactly {', '.join(cls._fields)}") from error
+
+    def write(self, path: Path) -> None:
+        """Write `fusion.json`."""
+        path.write_text(json.dumps(self._asdict(), indent=2) + "\n", encoding="utf-8")
+
+
+def standardise(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """First-stage scores (n,) to mean 0 and deviation 1 over the window.
+
+    Unknown scores (NaN, infinite) become 0, the window's mean. Equal scores, or a window of
+    one, say nothing: all become 0.
+    """
+    out = np.zeros(len(scores))
+    known = np.isfinite(scores)
+    if not known.any():
+        return out
+    # Scaled first, so that scores near the largest float neither overflow nor vanish.
+    top = np.abs(scores[known]).max()
+    values = scores[known] / top if top > 0 else scores[known]
+    spread = values.std()
+    if spread > 1e-9:
+        out[known] = (values - values.mean()) / spread
+    return out
+
+
+def neutral(logits: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Logits (n,) in which those that mean nothing stand at the mean of the others."""
+    out = logits.astype(np.float64)
+    out[~known] = out[known].mean() if known.any() else 0.0
+    return out
+
+
+def squash(fused: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Any real number to the open interval (0, 1), rising, without a sigmoid's saturation.
+
+    Algebraic: at 50 it still tells 50 from 50.001 in float32.
+    """
+    out: NDArray[np.float64] = 0.5 + 0.499 * fused / (4.0 + np.abs(fused))
+    return out

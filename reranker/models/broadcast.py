@@ -1,0 +1,270 @@
+"""The broadcasting encoder: one query read once, many texts that each read it.
+
+ETR's architecture (Efficient Title Reranker via Broadcasting Query Encoder, arXiv 2312.12430),
+used here for titles and for passages. The query's tokens attend to the query only. A text's
+tokens attend to the query's keys and values of the same layer *and* to their own text; no text
+sees another. With a bias of minus infinity on the texts' attention to the query the network is
+an ordinary bi-encoder, which is what it starts as (`start="bi-encoder"`).
+
+Shapes: B queries of Q tokens, N texts of T tokens, L layers, A heads of D units, H = A * D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody uses
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True)
+class BroadcastConfig:
+    """What fixes the shape of the network; the defaults are all-MiniLM-L6-v2's."""
+
+    layers: int = 6
+    hidden: int = 384
+    heads: int = 12
+    intermediate: int = 1536
+    vocabulary: int = 30522
+    positions: int = 512
+    token_types: int = 2
+    norm_epsilon: float = 1e-12
+    start: Literal["bi-encoder", "scratch"] = "bi-encoder"
+    query_bias: float = -2.0  # initial bias on the texts' attention to the query
+    first_query_layer: int = 0  # layers below see the text alone, whatever the query
+    scale: float = 20.0  # initial scale of the cosine
+
+    def as_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        return asdict(self)
+
+
+class QueryStates(NamedTuple):
+    """All that the texts need of the encoded queries."""
+
+    keys: list[Tensor]  # per layer (B, A, Q, D)
+    values: list[Tensor]  # per layer (B, A, Q, D)
+    mask: Tensor  # (B, Q), True where there is a token
+    pooled: Tensor  # (B, H), the mean of the last layer's states
+
+
+class Layer(nn.Module):
+    """One post-norm BERT layer whose attention may also read a query's keys and values."""
+
+    def __init__(self, config: BroadcastConfig) -> None:
+        super().__init__()
+        hidden = config.hidden
+        self.heads = config.heads
+        self.query = nn.Linear(hidden, hidden)
+        self.key = nn.Linear(hidden, hidden)
+        self.value = nn.Linear(hidden, hidden)
+        self.output = nn.Linear(hidden, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=config.norm_epsilon)
+        self.up = nn.Linear(hidden, config.intermediate)
+        self.down = nn.Linear(config.intermediate, hidden)
+        self.norm = nn.LayerNorm(hidden, eps=config.norm_epsilon)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(N, T, H) -> (N, A, T, D)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def finish(self, x: Tensor, context: Tensor) -> Tensor:
+        """All that follows the attention: x (N, T, H), context (N, A, T, D) -> (N, T, H)."""
+        x = self.attention_norm(x + self.output(context.transpose(1, 2).flatten(2)))
+        out: Tensor = self.norm(x + self.down(F.gelu(self.up(x))))
+        return out
+
+
+class BroadcastEncoder(nn.Module):
+    """Scores texts against a query that is encoded once; see the module's docstring."""
+
+    def __init__(self, config: BroadcastConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.words = nn.Embedding(config.vocabulary, config.hidden)
+        self.positions = nn.Embedding(config.positions, config.hidden)
+        self.types = nn.Embedding(config.token_types, config.hidden)
+        self.embedding_norm = nn.LayerNorm(config.hidden, eps=config.norm_epsilon)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        bias = config.query_bias if config.start == "bi-encoder" else 0.0
+        self.query_bias = nn.Parameter(torch.full((config.layers, config.heads), bias))
+        self.scale = nn.Parameter(torch.tensor(config.scale))
+        self.head = nn.Linear(config.hidden, 1)
+        if config.start == "bi-encoder":
+            nn.init.zeros_(self.head.weight)
+        else:
+            nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def embed(self, ids: Tensor, first_position: Tensor | int, token_type: int) -> Tensor:
+        """ids (N, T) -> states (N, T, H); `first_position` may differ per row, shape (N, 1)."""
+        places = torch.arange(ids.shape[1], device=ids.device) + first_position
+        x = self.words(ids) + self.positions(places) + self.types.weight[token_type]
+        out: Tensor = self.embedding_norm(x)
+        return out
+
+    def encode_query(self, ids: Tensor, mask: Tensor) -> QueryStates:
+        """Read the queries: ids and mask (B, Q)."""
+        x = self.embed(ids, 0, 0)  # (B, Q, H)
+        seen = mask[:, None, None, :]  # (B, 1, 1, Q)
+        keys, values = [], []
+        for module in self.layers:
+            layer: Layer = module  # type: ignore[assignment]
+            q, k = layer.split(layer.query(x)), layer.split(layer.key(x))
+            v = layer.split(layer.value(x))  # all (B, A, Q, D)
+            keys.append(k)
+            values.append(v)
+            logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, A, Q, Q)
+            weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
+            x = layer.finish(x, weights @ v)
+        return QueryStates(keys, values, mask, mean_state(x, mask))
+
+    def score(
+        self, query: QueryStates, ids: Tensor, mask: Tensor, owner: Tensor | None = None
+    ) -> Tensor:
+        """Logits (N,) of texts, ids and mask (N, T).
+
+        With one query (B = 1) all texts share its keys and values in one matmul per layer.
+        With several, `owner` (N,) names each text's query.
+        """
+        pooled = self.encode_text(query, ids, mask, owner)  # (N, H)
+        against = query.pooled if owner is None else query.pooled[owner]
+        logit = self.head(pooled).squeeze(-1)
+        if self.config.start == "bi-encoder":
+            logit = logit + self.scale * F.cosine_similarity(pooled, against, dim=-1)
+        out: Tensor = logit
+        return out
+
+    def dual_score(
+        self, query: QueryStates, ids: Tensor, mask: Tensor, owner: Tensor | None = None
+    ) -> Tensor:
+        """The dual encoder's logits (N,): the same network with the query's attention off."""
+        pooled = self.encode_text(None, ids, mask)
+        against = query.pooled if owner is None else query.pooled[owner]
+        out: Tensor = self.scale * F.cosine_similarity(pooled, against, dim=-1)
+        return out
+
+    def encode_text(
+        self,
+        query: QueryStates | None,
+        ids: Tensor,
+        mask: Tensor,
+        owner: Tensor | None = None,
+    ) -> Tensor:
+        """What the head reads of each text, (N, H); without a query: the bi-encoder's vectors."""
+        scratch = self.config.start == "scratch"
+        first: Tensor | int = 0
+        if scratch and query is not None:
+            lengths = query.mask.sum(1, keepdim=True)  # (B, 1)
+            first = lengths if owner is None else lengths[owner]
+        x = self.embed(ids, first, 1 if scratch else 0)  # (N, T, H)
+        seen = mask[:, None, None, :]  # (N, 1, 1, T)
+        for depth, module in enumerate(self.layers):
+            layer: Layer = module  # type: ignore[assignment]
+            q, k = layer.split(layer.query(x)), layer.split(layer.key(x))
+            v = layer.split(layer.value(x))  # all (N, A, T, D)
+            root = q.shape[-1] ** 0.5
+            own = (q @ k.transpose(-1, -2) / root).masked_fill(~seen, float("-inf"))
+            if query is None or depth < self.config.first_query_layer:
+                context = own.softmax(-1) @ v
+            else:
+                bias = self.query_bias[depth][:, None, None]  # (A, 1, 1)
+                read = self._against(q, query.keys[depth].transpose(-1, -2), owner)
+                shared = query.mask[:, None, None, :]  # (B, 1, 1, Q)
+                shared = shared if owner is None else shared[owner]
+                read = (read / root + bias).masked_fill(~shared, float("-inf"))
+                weights = torch.cat([own, read], -1).softmax(-1)  # (N, A, T, T + Q)
+                width = ids.shape[1]
+                context = weights[..., :width] @ v
+                context = context + self._against(weights[..., width:], query.values[depth], owner)
+            x = layer.finish(x, context)
+        return x[:, 0] if scratch else mean_state(x, mask)
+
+    @staticmethod
+    def _against(left: Tensor, right: Tensor, owner: Tensor | None) -> Tensor:
+        """Multiply left (N, A, T, X) with the query's right (B, A, X, Y) -> (N, A, T, Y).
+
+        For one query this is a single matmul of (A, N*T, X) with (A, X, Y): nothing of the
+        query is copied per text.
+        """
+        if owner is not None:
+            return left @ right[owner]
+        n, heads, width, inner = left.shape
+        flat = left.transpose(0, 1).reshape(heads, n * width, inner)
+        return (flat @ right[0]).view(heads, n, width, -1).transpose(0, 1)
+
+
+def mean_state(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real tokens: x (N, T, H), mask (N, T) -> (N, H)."""
+    weights = mask[..., None].to(x.dtype)
+    return (x * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+
+
+def from_bert(
+    state: Mapping[str, Tensor], bert: Mapping[str, Any], **changes: Any
+) -> BroadcastEncoder:
+    """A network that starts from a BERT encoder's weights.
+
+    `state` and `bert` are the state dict and the configuration of a Hugging Face `BertModel`
+    (any prefix before `embeddings.` is dropped). `changes` override fields of the
+    configuration. Raises ValueError for another architecture.
+    """
+    if bert.get("model_type") != "bert" or bert.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(
+            f"the backbone is a {bert.get('model_type')!r} model with activation "
+            f"{bert.get('hidden_act')!r}; give one of the BERT family with gelu, "
+            "for example sentence-transformers/all-MiniLM-L6-v2"
+        )
+    config = BroadcastConfig(
+        **{
+            "layers": int(bert["num_hidden_layers"]),
+            "hidden": int(bert["hidden_size"]),
+            "heads": int(bert["num_attention_heads"]),
+            "intermediate": int(bert["intermediate_size"]),
+            "vocabulary": int(bert["vocab_size"]),
+            "positions": int(bert["max_position_embeddings"]),
+            "token_types": int(bert["type_vocab_size"]),
+            "norm_epsilon": float(bert["layer_norm_eps"]),
+            **changes,
+        }
+    )
+    model = BroadcastEncoder(config)
+    ours = model.state_dict()
+    for name, theirs in bert_names(config.layers).items():
+        found = [key for key in state if key == theirs or key.endswith("." + theirs)]
+        if not found:
+            raise ValueError(f"the backbone has no weight named {theirs!r}: is it a BertModel?")
+        ours[name] = state[found[0]].to(torch.float32)
+    model.load_state_dict(ours)
+    return model
+
+
+def bert_names(layers: int) -> dict[str, str]:
+    """Our parameter names -> those of Hugging Face's `BertModel`."""
+    names = {
+        "words.weight": "embeddings.word_embeddings.weight",
+        "positions.weight": "embeddings.position_embeddings.weight",
+        "types.weight": "embeddings.token_type_embeddings.weight",
+        "embedding_norm.weight": "embeddings.LayerNorm.weight",
+        "embedding_norm.bias": "embeddings.LayerNorm.bias",
+    }
+    parts = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "output": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "norm": "output.LayerNorm",
+    }
+    for depth in range(layers):
+        for ours, theirs in parts.items():
+            for kind in ("weight", "bias"):
+                names[f"layers.{depth}.{ours}.{kind}"] = f"encoder.layer.{depth}.{theirs}.{kind}"
+    return names

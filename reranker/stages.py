@@ -1,0 +1,145 @@
+"""The two stages: titles against a query, passages against a query.
+
+Both deduplicate, tokenize, batch and count what had to be cut; neither knows of first-stage
+scores, of each other, or of time. `Cascade` puts them together.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from reranker.runtime import load_model
+from reranker.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+SHIPPED = Path(__file__).parent / "weights"
+
+
+class Scores(NamedTuple):
+    """Logits and what was left unread on the way to them."""
+
+    logits: NDArray[np.float32]  # (n,)
+    truncated: int  # texts of which not every token was read
+    tokens: int  # tokens that were computed
+
+
+class _Reranker:
+    """What both stages share: a model, its tokenizer and its limits."""
+
+    task = ""
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self._model, self.config = load_model(folder, threads)
+        if self.config["task"] != self.task:
+            raise ValueError(
+                f"{folder} holds a {self.config['task']} model, not a {self.task} model; "
+                f"give the folder of a {self.task} model"
+            )
+        self._tokenizer = Tokenizer(folder / "tokenizer.json")
+        self.name = str(self.config["name"])
+
+    def read(self, query: str) -> Any:
+        """Prepare a query once for any number of `score_read` calls.
+
+        Raises ValueError for a query without any text.
+        """
+        if not query.strip():
+            raise ValueError("the query is empty: give the words that the user searched for")
+        encoded = self._tokenizer.encode([query], self.config["max_query_tokens"])[0]
+        if encoded.truncated:
+            log.debug("query cut to %d tokens", len(encoded.ids))
+        return self._model.read(encoded.ids)
+
+
+class TitleReranker(_Reranker):
+    """The title stage: ETR, which reads the query once and then every distinct title."""
+
+    task = "title"
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, threads: int | None = None) -> TitleReranker:
+        """Load a model folder; None is the shipped model, `threads` None all usable cores.
+
+        Raises FileNotFoundError or ValueError where the folder holds no title model.
+        """
+        return cls(SHIPPED / "title" if path is None else Path(path), threads)
+
+    def score(self, query: str, titles: Sequence[str]) -> NDArray[np.float32]:
+        """Logits (n,) of n titles; higher is better, and only their order has a meaning.
+
+        A title's logit depends on the query and the title alone. Raises ValueError for an
+        empty query.
+        """
+        return self.score_read(self.read(query), titles).logits
+
+    def score_read(self, query: Any, titles: Sequence[str]) -> Scores:
+        """Score titles against a query that `read` prepared."""
+        distinct, back = _distinct(titles)
+        encoded = self._tokenizer.encode(distinct, self.config["max_text_tokens"])
+        logits = self._model.score(query, [item.ids for item in encoded])
+        cut = np.array([item.truncated for item in encoded], dtype=bool)
+        return Scores(logits[back], int(cut[back].sum()), sum(len(item.ids) for item in encoded))
+
+
+class PassageReranker(_Reranker):
+    """The passage stage: a cross-attention model over title and passage."""
+
+    task = "passage"
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, threads: int | None = None) -> PassageReranker:
+        """Load a model folder; None is the shipped model, `threads` None all usable cores.
+
+        Raises FileNotFoundError or ValueError where the folder holds no passage model.
+        """
+        return cls(SHIPPED / "passage" if path is None else Path(path), threads)
+
+    def score(
+        self, query: str, titles: Sequence[str], passages: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """Logits (n,) of n passages, each with its title; either may be empty.
+
+        A passage longer than `max_passage_tokens` is read in overlapping windows, of which the
+        best counts. Raises ValueError for an empty query or lists of different lengths.
+        """
+        return self.score_read(self.read(query), titles, passages).logits
+
+    def score_read(self, query: Any, titles: Sequence[str], passages: Sequence[str]) -> Scores:
+        """Score passages against a query that `read` prepared."""
+        if len(titles) != len(passages):
+            raise ValueError(
+                f"{len(titles)} titles for {len(passages)} passages: give one title, "
+                "which may be empty, for each passage"
+            )
+        distinct, back = _distinct(list(zip(titles, passages, strict=True)))
+        windowed = self._tokenizer.windows(
+            # The shape the model was trained on: "title. passage".
+            [f"{title}." if title and passage else title for title, passage in distinct],
+            [passage for _, passage in distinct],
+            limit=self.config["max_passage_tokens"],
+            stride=self.config["stride"],
+            most=self.config["max_windows"],
+        )
+        rows = [row for item in windowed for row in item.windows]
+        owner = np.repeat(np.arange(len(distinct)), [len(item.windows) for item in windowed])
+        logits = np.full(len(distinct), -np.inf, dtype=np.float32)
+        np.maximum.at(logits, owner, self._model.score(query, rows))
+        cut = np.array([item.truncated for item in windowed], dtype=bool)
+        return Scores(logits[back], int(cut[back].sum()), sum(len(row) for row in rows))
+
+
+def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.int64]]:
+    """The distinct items in order of appearance, and each item's place among them."""
+    places: dict[Any, int] = {}
+    back = [places.setdefault(item, len(places)) for item in items]
+    return list(places), np.array(back, dtype=np.int64)

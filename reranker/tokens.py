@@ -1,0 +1,103 @@
+"""Text to token ids, with nothing cut silently: every truncation is counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer as _Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# No text needs more characters than this per token to fill its window; the rest of a hostile
+# text of megabytes is not even looked at.
+_CHARACTERS_PER_TOKEN = 32
+
+
+class Encoded(NamedTuple):
+    """One text as token ids, with its opening and closing token."""
+
+    ids: NDArray[np.int64]  # (tokens,)
+    truncated: bool  # not all of the text is in it
+
+
+class Windowed(NamedTuple):
+    """One long text as overlapping windows."""
+
+    windows: list[NDArray[np.int64]]  # each (tokens,), at least one
+    truncated: bool  # the text goes on after the last window
+
+
+class Tokenizer:
+    """A BERT-style tokenizer: `[CLS] text [SEP]`."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
+        self._tokenizer = _Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        empty = self._tokenizer.encode("").ids
+        if len(empty) != 2:
+            raise ValueError(f"{path} does not put texts between two special tokens, as BERT's do")
+        self._open, self._close = empty
+
+    def encode(self, texts: Sequence[str], limit: int) -> list[Encoded]:
+        """Encode texts, each to at most `limit` tokens with the two special ones."""
+        found = []
+        for ids, cut in self._inner(texts, limit):
+            found.append(Encoded(self._closed(ids[: limit - 2]), cut or len(ids) > limit - 2))
+        return found
+
+    def windows(
+        self, heads: Sequence[str], texts: Sequence[str], limit: int, stride: int, most: int
+    ) -> list[Windowed]:
+        """Encode `head text` pairs into windows of at most `limit` tokens.
+
+        A text that does not fit goes on in further windows, each opening with its head (at most
+        a quarter of the window) and the last `stride` tokens of the window before; at most
+        `most` windows of one text are kept.
+        """
+        found = []
+        budget = limit * most
+        pairs = zip(self._inner(heads, limit), self._inner(texts, budget), strict=True)
+        for (head, head_cut), (body, body_cut) in pairs:
+            if len(head) + len(body) <= limit - 2:
+                whole = self._closed(np.concatenate([head, body]))
+                found.append(Windowed([whole], head_cut or body_cut))
+                continue
+            short = head if len(body) == 0 else head[: limit // 4]
+            short = short[: limit - 2]
+            room = limit - 2 - len(short)
+            step = max(1, room - stride)
+            windows = []
+            start = 0
+            while len(windows) < most:
+                windows.append(self._closed(np.concatenate([short, body[start : start + room]])))
+                if start + room >= len(body):
+                    break
+                start += step
+            left_out = start + room < len(body) or len(short) < len(head)
+            found.append(Windowed(windows, left_out or head_cut or body_cut))
+        return found
+
+    def _inner(self, texts: Sequence[str], limit: int) -> list[tuple[NDArray[np.int64], bool]]:
+        """Ids without the special tokens, and whether characters were dropped unseen."""
+        most = limit * _CHARACTERS_PER_TOKEN
+        # A lone surrogate is legal in JSON but not in UTF-8, which the tokenizer speaks.
+        cleaned = [text[:most].encode("utf-8", "replace").decode("utf-8") for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False)
+        return [
+            (np.asarray(encoding.ids, dtype=np.int64), len(text) > most)
+            for encoding, text in zip(encodings, texts, strict=True)
+        ]
+
+    def _closed(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        out = np.empty(len(ids) + 2, dtype=np.int64)
+        out[0], out[-1] = self._open, self._close
+        out[1:-1] = ids
+        return out

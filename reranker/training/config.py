@@ -1,0 +1,102 @@
+"""A training recipe: one small TOML file, validated; the same file makes the same weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reranker.models.backbone import DEFAULT_BACKBONE
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(_Strict):
+    """One set of judged queries; see `reranker.evaluation.collections.read_collection`."""
+
+    path: str  # below the data folder
+    format: str | None = None
+    queries: str | None = None  # which query set of a folder that holds several
+    # Unjudged passages under a gold title are probably relevant too: never negatives.
+    skip_gold_title: bool = False
+    # Field of a JSON Lines source that names the query another one was made from; where that
+    # one is held out, so is this one (HoVer's claims: "hpqa_id").
+    made_from: str | None = None
+
+
+class DataConfig(_Strict):
+    """What is trained on and which candidates stand against the gold texts."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    corpora: list[str] = []  # further documents, below the data folder
+    window: int = Field(default=100, ge=2)  # first-stage candidates per query
+    dense: int = Field(default=0, ge=0)  # and as many of the backbone's as a bi-encoder
+
+
+class ListConfig(_Strict):
+    """How one training list is drawn from a query's candidates."""
+
+    size: int = Field(default=32, ge=2)  # texts per list, the gold one included
+    near: int = Field(default=8, ge=0)  # of them from the head of the window
+    head: int = Field(default=16, ge=1)  # how long that head is
+    dense: int = Field(default=0, ge=0)  # from the dense candidates
+    random: int = Field(default=0, ge=0)  # from the whole pool; the rest from the window
+    max_query_tokens: int = Field(default=48, ge=8)
+    max_text_tokens: int = Field(default=32, ge=8)
+
+
+class Recipe(_Strict):
+    """Everything that decides a training's result."""
+
+    task: Literal["title", "passage"]
+    architecture: Literal["broadcast", "pair"] = "broadcast"
+    backbone: str = DEFAULT_BACKBONE
+    model: dict[str, Any] = {}  # changes to the architecture's configuration
+    data: DataConfig
+    lists: ListConfig = ListConfig()
+    loss: Literal["softmax", "sigmoid-trick", "pairwise"] = "softmax"
+    margin: float = 0.0  # of the Sigmoid Trick
+    temperature: float = Field(default=1.0, gt=0)
+    # Share of lists whose scores are trained as an addition to the first stage's, with a
+    # learned weight, so that the model learns what the first stage does not know.
+    with_first_stage: float = Field(default=0.5, ge=0, le=1)
+    # Weight of RocketQAv2's KL term; the dual encoder is the same network without the query.
+    distillation: float = Field(default=0.0, ge=0)
+    steps: int = Field(default=2000, ge=1)
+    queries_per_step: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    layer_decay: float = Field(default=0.85, gt=0, le=1)  # per layer, downwards
+    bias_learning_rate: float = Field(default=5e-3, gt=0)
+    head_learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    frozen_layers: int = Field(default=0, ge=0)  # lowest layers kept as they are
+    train_embeddings: bool = False
+    warm_up: float = Field(default=0.05, ge=0, le=1)  # share of the steps
+    cool_down: float = Field(default=0.3, ge=0, le=1)  # linear to zero at the end
+    clip: float = Field(default=1.0, gt=0)
+    seed: int = 0
+    check_every: int = Field(default=250, ge=1)  # steps between two looks at the dev split
+    check_queries: int = Field(default=300, ge=1)
+    save_every: int = Field(default=100, ge=1)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe. Raises ValueError that names the field at fault."""
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: {where}: {first['msg']}.") from None

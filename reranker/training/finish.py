@@ -1,0 +1,219 @@
+"""From a finished training to a model folder that serving loads, and the fusion of both stages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from reranker.evaluation.bm25 import BM25
+from reranker.evaluation.collections import read_collection
+from reranker.fusion import Fusion, neutral, standardise
+from reranker.models.backbone import load_backbone
+from reranker.models.export import Precision, export, measure_ranges
+from reranker.training.config import read_recipe
+from reranker.training.examples import load
+from reranker.training.lists import Tokens, padded
+from reranker.training.loop import Model, new_model
+from reranker.training.split import side
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from reranker.stages import PassageReranker, TitleReranker
+    from reranker.training.config import Recipe
+
+log = logging.getLogger(__name__)
+
+# What a served model reads at most; training lists are shorter, for their cost.
+_LIMITS: dict[str, dict[str, int]] = {
+    "title": {"max_query_tokens": 64, "max_text_tokens": 48},
+    "passage": {
+        "max_query_tokens": 64,
+        "max_passage_tokens": 256,
+        "stride": 32,
+        "max_windows": 4,
+    },
+}
+
+
+def load_trained(folder: Path, blend: float = 1.0) -> tuple[Recipe, Model]:
+    """The trained network of a folder, mixed with its start: blend * trained + the rest * start.
+
+    Averaging with the start keeps more of what the backbone knows about other domains
+    (WiSE-FT: Wortsman et al. 2022, arXiv 2109.01903). Raises FileNotFoundError where nothing
+    was trained yet.
+    """
+    recipe = read_recipe(folder / "recipe.toml")
+    backbone = load_backbone(recipe.backbone)
+    model = new_model(recipe, backbone.state, backbone.config)
+    path = folder / "best.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: train first, with `titlecast train`")
+    trained = torch.load(path, weights_only=True)["model"]
+    start = model.state_dict()
+    mixed = {name: start[name].lerp(value, blend) for name, value in trained.items()}
+    model.load_state_dict(mixed)
+    return recipe, model.eval()
+
+
+def export_trained(
+    folder: Path, out: Path, name: str, precision: Precision = "int8", blend: float = 1.0
+) -> None:
+    """Write a training's result as a model folder for serving."""
+    recipe, model = load_trained(folder, blend)
+    backbone = load_backbone(recipe.backbone)
+    ranges = None
+    if precision == "int8":
+        ranges = measure_ranges(model, calibration_lists(recipe, folder, backbone.tokenizer_json))
+    export(model, out, precision, ranges)
+    (out / "tokenizer.json").write_text(_compact(backbone.tokenizer_json), "utf-8")
+    config = {
+        "name": name,
+        "task": recipe.task,
+        "architecture": recipe.architecture,
+        "precision": precision,
+        "backbone": recipe.backbone,
+        "blend": blend,
+        **_LIMITS[recipe.task],
+    }
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    shutil.copyfile(folder / "trained-on.npy", out / "trained-on.npy")
+
+
+def calibration_lists(
+    recipe: Recipe, folder: Path, tokenizer_json: str, queries: int = 48, depth: int = 24
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Lists of the dev split in the shape that `measure_ranges` takes, evenly from all sources."""
+    pool, items = load(folder / "dev")
+    chosen = np.random.default_rng(0).permutation(len(items))[:queries].tolist()
+    places = [(items[i].golds + items[i].candidates)[:depth] for i in chosen]
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    asked = Tokens(tokenizer, [items[i].query for i in chosen], recipe.lists.max_query_tokens)
+    lists = []
+    for at, texts in enumerate(places):
+        limit = recipe.lists.max_text_tokens
+        tokens = Tokens(tokenizer, [pool[text] for text in texts], limit)
+        ids, mask = padded([tokens[i] for i in range(len(texts))])
+        lists.append((padded([asked[at]])[0], ids, mask))
+    return lists
+
+
+class Window:
+    """One dev query's window, scored by both models: what the fusion is fitted on."""
+
+    def __init__(
+        self,
+        title: NDArray[np.float64],
+        passage: NDArray[np.float64],
+        first: NDArray[np.float64],
+        gold: NDArray[np.bool_],
+    ) -> None:
+        self.title = title  # (n,)
+        self.passage = passage  # (n,), NaN where it was not scored
+        self.first = first  # (n,), standardised
+        self.gold = gold  # (n,)
+
+
+def score_windows(
+    recipe: Recipe,
+    data: Path,
+    title: TitleReranker,
+    passage: PassageReranker,
+    queries: int = 60,
+    depth: int = 30,
+) -> dict[str, list[Window]]:
+    """Windows of the dev split, per query set: BM25's top 100, its top `depth` passages read."""
+    found: dict[str, list[Window]] = {}
+    engine: BM25 | None = None
+    for source in recipe.data.sources:
+        collection = read_collection(data / source.path, source.format, source.queries)
+        corpus = collection.corpus
+        engine = engine or BM25.over(corpus)
+        chosen = [query for query in collection.judged if side(query.text) == "dev"][:queries]
+        for query in chosen:
+            window = engine.search(query.text, 100)
+            relevant = collection.qrels[query.id]
+            gold = np.array([relevant.get(id, 0) > 0 for id, _ in window], dtype=bool)
+            if not gold.any() or gold.all():
+                continue
+            documents = [corpus[id] for id, _ in window]
+            titles = [document.title for document in documents]
+            logits = neutral(title.score(query.text, titles), np.array([bool(t) for t in titles]))
+            read = np.full(len(window), np.nan)
+            read[:depth] = passage.score(
+                query.text, titles[:depth], [document.text for document in documents[:depth]]
+            )
+            first = standardise(np.array([score for _, score in window], dtype=np.float64))
+            found.setdefault(collection.name, []).append(Window(logits, read, first, gold))
+        log.info("%s: %d windows", collection.name, len(found.get(collection.name, [])))
+    return found
+
+
+def fit_fusion(windows: dict[str, list[Window]]) -> Fusion:
+    """The weights that make the gold hits most likely, every query set counting the same.
+
+    Listwise softmax likelihood, convex in the weights, which are kept from becoming negative.
+    """
+    titles = fit(windows, lambda w: (np.stack([w.title, w.first], 1), w.gold))
+
+    def read(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        seen = np.isfinite(window.passage)
+        features = np.stack([window.passage, window.title, window.first], 1)
+        return features[seen], window.gold[seen]
+
+    passages = fit(windows, read)
+    return Fusion(*(round(float(value), 4) for value in (*titles, *passages)))
+
+
+def fit(windows: dict[str, list[Window]], features: Any) -> NDArray[np.float64]:
+    """Non-negative weights (f,) of the features that `features(window)` -> ((n, f), gold (n,))."""
+    sets = []
+    for items in windows.values():
+        pairs = [features(item) for item in items]
+        sets.append([(torch.from_numpy(x), torch.from_numpy(g)) for x, g in pairs if g.any()])
+    width = next(x.shape[1] for pairs in sets for x, _ in pairs)
+    # The square root, so that no weight becomes negative.
+    root = torch.full((width,), 0.7, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([root], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        total = torch.zeros((), dtype=torch.float64)
+        for pairs in sets:
+            for x, gold in pairs:
+                scores = (x @ root.square()).log_softmax(0)
+                total = total - scores[gold].mean() / len(pairs)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimiser.step(loss)  # type: ignore[arg-type, no-untyped-call]
+    out: NDArray[np.float64] = root.detach().square().numpy()
+    return out
+
+
+def _compact(text: str) -> str:
+    """A tokenizer's JSON without its own padding and truncation, which serving decides."""
+    tokenizer = json.loads(text)
+    tokenizer["padding"] = tokenizer["truncation"] = None
+    return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+
+
+def sources_of(paths: Sequence[Path]) -> list[str]:
+    """Ids and texts of the queries in JSON Lines files: what `prepare` is to leave out."""
+    found = []
+    for path in paths:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                keys = ("_id", "id", "text", "input")
+                found.extend(str(record[key]) for key in keys if key in record)
+    return found

@@ -1,0 +1,137 @@
+"""Training lists: which texts stand together for one query at one step.
+
+Everything drawn depends on the recipe's seed and the step alone, so a resumed training sees
+exactly what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
+
+    from reranker.training.config import ListConfig
+    from reranker.training.examples import Example
+
+
+class Chunk(NamedTuple):
+    """Texts of similar length, from any of the batch's lists."""
+
+    ids: Tensor  # (n, T)
+    mask: Tensor  # (n, T)
+    owner: Tensor  # (n,) the list each text belongs to
+    place: Tensor  # (n,) position in the flattened (B * N) lists
+
+
+class Batch(NamedTuple):
+    """B lists of N texts, cut into chunks by length so that little of it is padding."""
+
+    query_ids: Tensor  # (B, Q)
+    query_mask: Tensor  # (B, Q)
+    chunks: list[Chunk]
+    gold: Tensor  # (B, N)
+    valid: Tensor  # (B, N)
+    first_stage: Tensor  # (B, N), standardised; where unknown, the window's lowest
+
+
+class Tokens:
+    """Texts as token ids, each cut to a number of tokens with its closing one kept."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(limit)
+        self._ids: list[np.ndarray] = []
+        for start in range(0, len(texts), 4096):
+            for encoding in tokenizer.encode_batch(list(texts[start : start + 4096])):
+                self._ids.append(np.asarray(encoding.ids, dtype=np.int32))
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        return self._ids[place]
+
+
+def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Rows of ids -> ids and mask, both (n, longest)."""
+    width = max(len(row) for row in rows)
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    mask = np.zeros((len(rows), width), dtype=bool)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = row
+        mask[place, : len(row)] = True
+    return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def draw_examples(count: int, size: int, step: int, seed: int) -> list[int]:
+    """Which examples step `step` uses: every epoch goes through all of them once, shuffled."""
+    first = step * size
+    chosen = []
+    for place in range(first, first + size):
+        epoch, inside = divmod(place, count)
+        if inside == 0 or not chosen:
+            order = np.random.default_rng([seed, epoch]).permutation(count)
+        chosen.append(int(order[inside]))
+    return chosen
+
+
+def draw_list(
+    item: Example, config: ListConfig, pool: int, rng: np.random.Generator
+) -> tuple[list[int], list[float]]:
+    """One gold text followed by negatives, with their first-stage scores; at most `size`."""
+    which = int(rng.integers(len(item.golds)))
+    texts = {item.golds[which]: item.gold_first_stage[which]}
+    floor = min(item.first_stage)
+    known = dict(zip(item.candidates, item.first_stage, strict=True))
+
+    def take(source: Sequence[int], number: int) -> None:
+        wanted = min(number, config.size - len(texts))
+        for place in rng.permutation(len(source)).tolist():
+            if wanted <= 0:
+                break
+            if source[place] not in texts:
+                texts[source[place]] = known.get(source[place], floor)
+                wanted -= 1
+
+    take(item.candidates[: config.head], config.near)
+    take(item.others, config.dense)
+    if config.random:
+        drawn = rng.integers(pool, size=4 * config.random).tolist()
+        take([text for text in drawn if text not in item.golds], config.random)
+    take(item.candidates, config.size)
+    return list(texts), list(texts.values())
+
+
+def make_batch(
+    queries: Sequence[np.ndarray],
+    lists: Sequence[tuple[list[int], list[float]]],
+    golds: Sequence[set[int]],
+    tokens: Tokens,
+    chunks: int,
+) -> Batch:
+    """Put lists together: queries' ids, texts by place in `tokens`, gold texts by place."""
+    width = max(len(texts) for texts, _ in lists)
+    gold = torch.zeros(len(lists), width, dtype=torch.bool)
+    valid = torch.zeros(len(lists), width, dtype=torch.bool)
+    first = torch.zeros(len(lists), width)
+    flat: list[tuple[int, int, int]] = []  # (length, owner, place)
+    for owner, (texts, scores) in enumerate(lists):
+        valid[owner, : len(texts)] = True
+        first[owner, : len(texts)] = torch.tensor(scores)
+        for place, text in enumerate(texts):
+            gold[owner, place] = text in golds[owner]
+            flat.append((len(tokens[text]), owner, place))
+    flat.sort()
+    cut = []
+    for part in np.array_split(np.arange(len(flat)), min(chunks, len(flat))):
+        rows = [flat[i] for i in part.tolist()]
+        ids, mask = padded([tokens[lists[owner][0][place]] for _, owner, place in rows])
+        owners = torch.tensor([owner for _, owner, _ in rows])
+        places = torch.tensor([owner * width + place for _, owner, place in rows])
+        cut.append(Chunk(ids, mask, owners, places))
+    query_ids, query_mask = padded(queries)
+    return Batch(query_ids, query_mask, cut, gold, valid, first)

@@ -1,0 +1,273 @@
+"""The training loop, from top to bottom: one for titles and passages, broadcast and pairwise.
+
+A training lives in a folder: `recipe.toml`, `train/` and `dev/` examples, `checkpoint.pt`
+(model, optimiser and step: all that a resumed training needs to go on bit for bit), `log.jsonl`
+and, at the end, `best.pt`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from reranker.models.backbone import load_backbone
+from reranker.models.broadcast import BroadcastEncoder, from_bert
+from reranker.models.pair import PairEncoder
+from reranker.training import losses
+from reranker.training.examples import Example, load
+from reranker.training.lists import (
+    Batch,
+    Chunk,
+    Tokens,
+    draw_examples,
+    draw_list,
+    make_batch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from reranker.training.config import Recipe
+
+log = logging.getLogger(__name__)
+
+Model = BroadcastEncoder | PairEncoder
+
+
+def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> Path:
+    """Train until the recipe's steps (or `stop_at`) are done; resumes from the checkpoint.
+
+    `folder` holds what `prepare` wrote. Returns the path of the best weights on the dev split.
+    """
+    torch.manual_seed(recipe.seed)
+    backbone = load_backbone(recipe.backbone)
+    model = new_model(recipe, backbone.state, backbone.config)
+    # The weight of the first stage's score beside the model's logit, learned on the way.
+    first_stage = nn.Parameter(torch.tensor(1.0))
+    optimiser = torch.optim.AdamW(
+        parameter_groups(recipe, model, first_stage), betas=(0.9, 0.98), fused=True
+    )
+    rates = [group["lr"] for group in optimiser.param_groups]
+
+    pool, items = load(folder / "train")
+    dev_pool, dev_items = load(folder / "dev")
+    if not items or dev_pool != pool:
+        raise ValueError(f"{folder} holds no training examples; prepare it first.")
+    tokenizer = Tokenizer.from_str(backbone.tokenizer_json)
+    texts = Tokens(tokenizer, pool, recipe.lists.max_text_tokens)
+    queries = Tokens(tokenizer, [item.query for item in items], recipe.lists.max_query_tokens)
+    dev = dev_sample(dev_items, recipe)
+    dev_queries = Tokens(tokenizer, [item.query for item in dev], recipe.lists.max_query_tokens)
+
+    checkpoint = folder / "checkpoint.pt"
+    step, best = 0, -1.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        first_stage.data.copy_(state["first_stage"])
+        step, best = state["step"], state["best"]
+        log.info("resumed at step %d", step)
+
+    def save() -> None:
+        state = {
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "first_stage": first_stage.detach(),
+            "step": step,
+            "best": best,
+        }
+        write(state, checkpoint)
+
+    last = min(recipe.steps, stop_at or recipe.steps)
+    started, tokens_seen = time.monotonic(), 0
+    while step < last:
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(recipe, step)
+        total = 0.0
+        for part in range(recipe.accumulate):
+            draw = step * recipe.accumulate + part
+            chosen = draw_examples(len(items), recipe.queries_per_step, draw, recipe.seed)
+            rng = np.random.default_rng([recipe.seed, 1, draw])
+            lists = [draw_list(items[i], recipe.lists, len(pool), rng) for i in chosen]
+            batch = make_batch(
+                [queries[i] for i in chosen],
+                lists,
+                [set(items[i].golds) for i in chosen],
+                texts,
+                chunks=4,
+            )
+            added = torch.from_numpy(rng.random(len(chosen)) < recipe.with_first_stage)
+            loss = batch_loss(recipe, model, batch, first_stage, added) / recipe.accumulate
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            tokens_seen += sum(chunk.mask.numel() for chunk in batch.chunks)
+        norm = nn.utils.clip_grad_norm_(
+            [p for group in optimiser.param_groups for p in group["params"]], recipe.clip
+        )
+        if math.isfinite(total) and bool(torch.isfinite(norm)):
+            optimiser.step()
+        else:
+            log.warning("step %d skipped: loss %s, gradient norm %s", step, total, float(norm))
+        optimiser.zero_grad(set_to_none=True)
+        step += 1
+
+        line: dict[str, Any] = {"step": step, "loss": round(total, 4), "norm": round(float(norm), 3)}
+        if step % recipe.check_every == 0 or step == recipe.steps:
+            scores = check(recipe, model, float(first_stage.detach()), dev, dev_queries, texts)
+            line.update(scores)
+            if scores["fused"] >= best:
+                best = scores["fused"]
+                write({"model": model.state_dict(), "step": step, **scores}, folder / "best.pt")
+            log.info("step %d: %s", step, scores)
+        if step % 10 == 0 or "fused" in line:
+            seconds = time.monotonic() - started
+            line["tokens_per_second"] = round(tokens_seen / seconds)
+            line["first_stage"] = round(float(first_stage.detach()), 4)
+            with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if step % recipe.save_every == 0 or step == last:
+            save()
+    return folder / "best.pt"
+
+
+def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) -> Model:
+    """The untrained network of a recipe, started from the backbone's weights."""
+    broadcast = from_bert(state, bert, **recipe.model)
+    return broadcast if recipe.architecture == "broadcast" else PairEncoder(broadcast)
+
+
+def schedule(recipe: Recipe, step: int) -> float:
+    """The factor on every learning rate: linear up, constant, linear down to nothing."""
+    up = recipe.warm_up * recipe.steps
+    down = recipe.cool_down * recipe.steps
+    return max(0.0, min(1.0, (step + 1) / (up + 1), (recipe.steps - step) / (down + 1)))
+
+
+def parameter_groups(
+    recipe: Recipe, model: Model, first_stage: nn.Parameter
+) -> list[dict[str, Any]]:
+    """Parameters by learning rate: deeper layers less, heads and biases more, frozen ones not."""
+    encoder = model.encoder if isinstance(model, PairEncoder) else model
+    groups: list[dict[str, Any]] = []
+    for name, parameter in model.named_parameters():
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        short = name.removeprefix("encoder.")
+        if short.startswith("layers."):
+            depth = int(short.split(".")[1])
+            if depth < recipe.frozen_layers:
+                parameter.requires_grad_(requires_grad=False)
+                continue
+            rate *= recipe.layer_decay ** (encoder.config.layers - 1 - depth)
+        elif short.startswith(("words", "positions", "types", "embedding_norm")):
+            if not recipe.train_embeddings:
+                parameter.requires_grad_(requires_grad=False)
+                continue
+            rate *= recipe.layer_decay**encoder.config.layers
+        elif short == "query_bias":
+            rate, decay = recipe.bias_learning_rate, 0.0
+        else:  # the head and the scale
+            rate, decay = recipe.head_learning_rate, 0.0
+        if parameter.ndim < 2:
+            decay = 0.0
+        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+    groups.append({"params": [first_stage], "lr": recipe.head_learning_rate, "weight_decay": 0.0})
+    return groups
+
+
+def list_logits(model: Model, batch: Batch, dual: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The model's logits over the lists, (B, N), and the dual encoder's where asked for."""
+    read = model.encode_query(batch.query_ids, batch.query_mask)
+    shape = batch.valid.shape
+    order = torch.cat([chunk.place for chunk in batch.chunks])
+
+    def spread(parts: Sequence[Tensor]) -> Tensor:
+        return torch.zeros(shape.numel()).index_put((order,), torch.cat(list(parts))).view(shape)
+
+    def one(chunk: Chunk) -> Tensor:
+        out: Tensor = model.score(read, chunk.ids, chunk.mask, chunk.owner)  # type: ignore[arg-type]
+        return out
+
+    logits = spread([one(chunk) for chunk in batch.chunks])
+    if not dual:
+        return logits, None
+    if not isinstance(model, BroadcastEncoder):
+        raise ValueError("distillation needs the broadcast architecture, which has a dual encoder")
+    return logits, spread([model.dual_score(read, c.ids, c.mask, c.owner) for c in batch.chunks])  # type: ignore[arg-type]
+
+
+def batch_loss(
+    recipe: Recipe, model: Model, batch: Batch, first_stage: Tensor, added: Tensor
+) -> Tensor:
+    """The recipe's loss of one batch; `added` (B,) says which lists add the first stage."""
+    logits, dual = list_logits(model, batch, dual=recipe.distillation > 0)
+    fused = logits + first_stage * batch.first_stage * added[:, None]
+    if recipe.loss == "softmax":
+        loss = losses.listwise_softmax(fused, batch.gold, batch.valid)
+    elif recipe.loss == "sigmoid-trick":
+        loss = losses.sigmoid_trick(
+            fused, batch.gold, batch.valid, recipe.margin, recipe.temperature
+        )
+    else:
+        loss = losses.pairwise_logistic(fused, batch.gold, batch.valid)
+    if dual is not None:
+        loss = loss + recipe.distillation * losses.dynamic_distillation(dual, logits, batch.valid)
+    return loss
+
+
+def dev_sample(items: Sequence[Example], recipe: Recipe) -> list[Example]:
+    """The dev examples that are looked at: evenly from all sources, always the same."""
+    chosen = np.random.default_rng(recipe.seed).permutation(len(items))[: recipe.check_queries]
+    return [items[i] for i in sorted(chosen.tolist())]
+
+
+@torch.no_grad()
+def check(
+    recipe: Recipe,
+    model: Model,
+    first_stage: float,
+    dev: Sequence[Example],
+    queries: Tokens,
+    texts: Tokens,
+    depth: int = 40,
+) -> dict[str, float]:
+    """Mean reciprocal rank of the first gold text among the window's head: alone and fused."""
+    model.eval()
+    alone, fused, before = [], [], []
+    for place, item in enumerate(dev):
+        pairs = zip(item.candidates[:depth], item.first_stage[:depth], strict=True)
+        window = [*zip(item.golds, item.gold_first_stage, strict=True), *pairs]
+        lists = [([text for text, _ in window], [score for _, score in window])]
+        batch = make_batch([queries[place]], lists, [set(item.golds)], texts, chunks=3)
+        logits, _ = list_logits(model, batch)
+        gold = batch.gold[0]
+        alone.append(reciprocal_rank(logits[0], gold))
+        before.append(reciprocal_rank(batch.first_stage[0], gold))
+        fused.append(reciprocal_rank(logits[0] + first_stage * batch.first_stage[0], gold))
+    model.train()
+    named = {"first": before, "alone": alone, "fused": fused}
+    return {name: round(float(np.mean(values)), 4) for name, values in named.items()}
+
+
+def reciprocal_rank(scores: Tensor, gold: Tensor) -> float:
+    """1 / rank of the best gold text; a tie with a negative counts as lost."""
+    best = scores[gold].max()
+    return 1.0 / (1 + int((scores[~gold] >= best).sum()))
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """Save so that a crash leaves the old file or the new one, never half of one."""
+    part = path.with_suffix(".tmp")
+    torch.save(state, part)
+    part.replace(path)
+
+

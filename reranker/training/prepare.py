@@ -1,0 +1,199 @@
+"""From judged collections to training examples: pools of texts, first-stage windows, the split."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reranker.evaluation.bm25 import BM25, text_of
+from reranker.evaluation.collections import (
+    Collection,
+    Document,
+    open_text,
+    read_collection,
+)
+from reranker.evaluation.contamination import fingerprint, fingerprints
+from reranker.training import examples
+from reranker.training.split import side
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from reranker.training.config import Recipe
+
+log = logging.getLogger(__name__)
+
+
+def prepare(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    exclude: Iterable[str] = (),
+    encode: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
+) -> None:
+    """Write `train` and `dev` examples below `out`, and the fingerprints of what is trained on.
+
+    Queries whose text or id is in `exclude` are kept out of both, on top of the split. A query
+    id that is held out under one text is held out under every other.
+    """
+    collections = _read(recipe, data)
+    excluded = set(exclude)
+    prints = {fingerprint(item) for item in excluded}
+    held_out = excluded | {
+        id
+        for collection, _ in collections
+        for id, text in collection.queries
+        if side(text) != "train" or fingerprint(text) in prints
+    }
+    held_out |= _made_from(recipe, data, held_out)
+
+    corpus: dict[str, Document] = {}
+    for collection, _ in collections:
+        corpus.update(collection.corpus)
+    build = _titles if recipe.task == "title" else _passages
+    pool, items = build(recipe, collections, corpus, encode)
+
+    kept: dict[str, list[examples.Example]] = {"train": [], "dev": []}
+    for id, item in items:
+        where = side(item.query)
+        if where == "dev" and id not in excluded and fingerprint(item.query) not in prints:
+            kept["dev"].append(item)
+        elif where == "train" and id not in held_out:
+            kept["train"].append(item)
+    for name, chosen in kept.items():
+        examples.save(out / name, pool, chosen)
+        log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
+    np.save(out / "trained-on.npy", fingerprints(item.query for item in kept["train"]))
+
+
+def _read(recipe: Recipe, data: Path) -> list[tuple[Collection, bool]]:
+    """Every source's collection, and whether its gold titles' other passages are skipped."""
+    read = []
+    for source in recipe.data.sources:
+        corpora = [data / path for path in recipe.data.corpora]
+        is_pages = source.format in ("kilt", "hover")
+        collection = read_collection(
+            data / source.path, source.format, source.queries, corpora if is_pages else ()
+        )
+        log.info("%s: %d judged queries", collection.name, len(collection.judged))
+        read.append((collection, source.skip_gold_title))
+    return read
+
+
+def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[str]:
+    """Ids of queries that were made from a held-out one and would give it away."""
+    found = set()
+    for source in recipe.data.sources:
+        if source.made_from is None:
+            continue
+        with open_text(data / source.path) as lines:
+            for line in lines:
+                record = json.loads(line)
+                if record.get(source.made_from) in held_out:
+                    found.update(str(record[key]) for key in ("_id", "id", "uid") if key in record)
+    return found
+
+
+_Items = list[tuple[str, examples.Example]]
+
+
+def _passages(
+    recipe: Recipe,
+    collections: Sequence[tuple[Collection, bool]],
+    corpus: dict[str, Document],
+    encode: object,
+) -> tuple[list[str], _Items]:
+    ids = list(corpus)
+    at = {id: place for place, id in enumerate(ids)}
+    by_title: dict[str, list[int]] = {}
+    for id, document in corpus.items():
+        by_title.setdefault(document.title, []).append(at[id])
+    bm25 = BM25.over(corpus)
+    items: _Items = []
+    for collection, skip in collections:
+        for query in collection.judged:
+            golds = [id for id, judged in collection.qrels[query.id].items() if judged > 0]
+            found = bm25.search(query.text, recipe.data.window)
+            titles = {corpus[id].title for id in golds} if skip else set()
+            item = examples.example(
+                collection.name,
+                query.text,
+                golds=[at[id] for id in golds],
+                window=[at[id] for id, _ in found],
+                scores=[score for _, score in found],
+                skip=[place for title in titles if title for place in by_title[title]],
+            )
+            if item.candidates:
+                items.append((query.id, item))
+        log.info("%s: candidates found", collection.name)
+    return [text_of(document) for document in corpus.values()], items
+
+
+def _titles(
+    recipe: Recipe,
+    collections: Sequence[tuple[Collection, bool]],
+    corpus: dict[str, Document],
+    encode: Callable[[Sequence[str]], NDArray[np.float32]] | None,
+) -> tuple[list[str], _Items]:
+    pool = list(dict.fromkeys(d.title for d in corpus.values() if d.title))
+    at = {title: place for place, title in enumerate(pool)}
+    by_title = BM25(pool, pool)
+    by_text = BM25.over(corpus)
+    vectors = encode(pool) if encode and recipe.data.dense else None
+    half = recipe.data.window
+    items: _Items = []
+    for collection, _ in collections:
+        queries = [query for query in collection.judged]
+        dense = _nearest(encode, vectors, [q.text for q in queries], recipe.data.dense)
+        for query, neighbours in zip(queries, dense, strict=True):
+            golds = {
+                at[corpus[id].title]
+                for id, judged in collection.qrels[query.id].items()
+                if judged > 0 and corpus[id].title
+            }
+            if not golds:
+                continue
+            # Two windows, as the title stage meets them: of an index of titles, and the pages of
+            # the best passages.
+            for found in (by_title.search(query.text, half), by_text.search(query.text, half)):
+                window: dict[int, float] = {}
+                for id, score in found:
+                    title = corpus[id].title if id in corpus else id
+                    if title:
+                        window.setdefault(at[title], score)
+                item = examples.example(
+                    collection.name,
+                    query.text,
+                    golds=golds,
+                    window=list(window),
+                    scores=list(window.values()),
+                    others=neighbours,
+                )
+                if item.candidates:
+                    items.append((query.id, item))
+        log.info("%s: candidates found", collection.name)
+    return pool, items
+
+
+def _nearest(
+    encode: Callable[[Sequence[str]], NDArray[np.float32]] | None,
+    vectors: NDArray[np.float32] | None,
+    queries: Sequence[str],
+    k: int,
+) -> list[list[int]]:
+    """The k nearest texts of each query by dot product; nothing without vectors."""
+    if encode is None or vectors is None or not queries:
+        return [[] for _ in queries]
+    found: list[list[int]] = []
+    for start in range(0, len(queries), 256):
+        scores = encode(queries[start : start + 256]) @ vectors.T  # (256, pool)
+        best = np.argpartition(-scores, k, axis=1)[:, :k]
+        order = np.take_along_axis(scores, best, 1).argsort(1)[:, ::-1]
+        found.extend(np.take_along_axis(best, order, 1).tolist())
+    return found

@@ -1,0 +1,155 @@
+"""The cascade: all hits in one order, passages only where they count, time kept."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reranker import Cascade, Hit
+from reranker.fusion import standardise
+from tests.reranker.conftest import WORDS
+
+QUERY = "merge sorted lists"
+words = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
+hits_ = st.lists(
+    st.builds(Hit, st.just("x"), words, words, st.floats() | st.floats(0, 30)), max_size=14
+)
+
+
+@pytest.fixture(scope="module")
+def cascade(small_models) -> Cascade:
+    return Cascade.load(small_models, threads=1)
+
+
+def some_hits(count: int) -> list[Hit]:
+    rng = np.random.default_rng(0)
+    return [
+        Hit(
+            f"h{place}",
+            " ".join(rng.choice(WORDS, 4)),
+            " ".join(rng.choice(WORDS, 12)),
+            float(30 - place),
+        )
+        for place in range(count)
+    ]
+
+
+@given(hits=hits_, depth=st.integers(0, 20))
+@settings(deadline=None, max_examples=60)
+def test_every_hit_once_in_descending_positive_scores(cascade, hits, depth):
+    result = cascade.rerank(QUERY, hits, depth)
+    assert sorted(hit.index for hit in result.hits) == list(range(len(hits)))
+    scores = [hit.score for hit in result.hits]
+    assert all(score > 0 for score in scores)
+    assert scores == sorted(scores, reverse=True)
+    read = [hit.passage_score is not None for hit in result.hits]
+    assert read == sorted(read, reverse=True)
+    readable = sum(bool(hit.title or hit.passage) for hit in hits)
+    assert sum(read) == min(depth, readable)
+    assert result.complete
+
+
+def test_the_order_is_the_one_of_the_slow_twin(cascade):
+    hits = some_hits(12)
+    first = standardise(np.array([hit.score for hit in hits]))
+    title = [float(cascade.title.score(QUERY, [hit.title])[0]) for hit in hits]
+    f = cascade.fusion
+    stage_one = [f.title * t + f.title_first_stage * z for t, z in zip(title, first, strict=True)]
+    by_title = sorted(range(12), key=lambda i: -stage_one[i])
+
+    def final(i: int) -> float:
+        passage = float(cascade.passage.score(QUERY, [hits[i].title], [hits[i].passage])[0])
+        return f.passage * passage + f.passage_title * title[i] + f.passage_first_stage * first[i]
+
+    expected = sorted(by_title[:5], key=lambda i: -final(i)) + by_title[5:]
+    result = cascade.rerank(QUERY, hits, passage_depth=5)
+    assert [hit.index for hit in result.hits] == expected
+    assert [stage.name for stage in result.stages] == ["title", "passage"]
+    assert [stage.scored for stage in result.stages] == [12, 5]
+    by_index = {hit.index: hit for hit in result.hits}
+    assert [by_index[i].title_rank for i in by_title] == list(range(1, 13))
+    assert [by_index[i].passage_rank for i in expected[:5]] == [1, 2, 3, 4, 5]
+    assert [by_index[i].first_stage_rank for i in range(12)] == list(range(1, 13))
+
+
+def test_depth_zero_is_titles_only(cascade):
+    result = cascade.rerank(QUERY, some_hits(6), passage_depth=0)
+    assert [stage.name for stage in result.stages] == ["title"]
+    assert all(hit.passage_score is None and 1 < hit.score < 2 for hit in result.hits)
+
+
+def test_a_hit_without_a_title_keeps_what_the_first_stage_says(cascade):
+    hits = [hit._replace(title="") for hit in some_hits(5)]
+    result = cascade.rerank(QUERY, hits, passage_depth=0)
+    assert [hit.index for hit in result.hits] == [0, 1, 2, 3, 4]
+    assert all(hit.title_score is None for hit in result.hits)
+
+
+def test_a_hit_without_any_text_takes_no_place_in_the_passage_stage(cascade):
+    hits = [Hit("empty", "", "", 99.0), *some_hits(3)]
+    result = cascade.rerank(QUERY, hits, passage_depth=3)
+    assert result.hits[-1].id == "empty"
+    assert result.stages[1].scored == 3
+
+
+def test_nothing_to_rank(cascade):
+    assert cascade.rerank(QUERY, []).hits == []
+
+
+def test_a_used_deadline_leaves_passages_out_and_says_so(cascade):
+    hits = some_hits(10)
+    result = cascade.rerank(QUERY, hits, passage_depth=10, deadline_ms=1e-6)
+    assert not result.complete
+    assert "deadline" in result.stages[1].skipped
+    assert result.stages[1].scored == 0
+    titles_only = cascade.rerank(QUERY, hits, passage_depth=0)
+    assert [hit.index for hit in result.hits] == [hit.index for hit in titles_only.hits]
+
+
+def test_passages_go_in_the_order_of_promise_until_the_time_is_used(cascade, monkeypatch):
+    # A clock that each look moves on by a second, so that exactly some chunks fit.
+    ticks = itertools.count()
+    monkeypatch.setattr("reranker.cascade.time.monotonic", lambda: float(next(ticks)))
+    hits = some_hits(16)
+    fresh = Cascade(cascade.title, cascade.passage, cascade.fusion)
+    fresh._ms_per_token = 0.0
+    result = fresh.rerank(QUERY, hits, passage_depth=16, deadline_ms=7000)
+    scored = result.stages[1].scored
+    assert 0 < scored < 16
+    assert not result.complete
+    assert sorted(hit.title_rank or 0 for hit in result.hits[:scored]) == list(range(1, scored + 1))
+
+
+def test_a_deadline_far_away_changes_no_order(cascade):
+    hits = some_hits(10)
+    one = cascade.rerank(QUERY, hits, passage_depth=7)
+    two = cascade.rerank(QUERY, hits, passage_depth=7, deadline_ms=1e9)
+    assert [hit.id for hit in one.hits] == [hit.id for hit in two.hits]
+    assert two.complete
+
+
+def test_cut_texts_are_counted(cascade):
+    hits = [Hit("a", "merge " * 40, "heap " * 400, 1.0), Hit("b", "read", "file", 0.5)]
+    title, passage = cascade.rerank(QUERY, hits).stages
+    assert (title.truncated, passage.truncated) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"query": " "}, "query is empty"), ({"query": "a", "passage_depth": -1}, "passage_depth")],
+)
+def test_wrong_arguments_are_named(cascade, arguments: dict[str, Any], message):
+    with pytest.raises(ValueError, match=message):
+        cascade.rerank(hits=some_hits(2), **arguments)
+
+
+def test_a_folder_without_fusion_is_named(small_models, tmp_path):
+    for task in ("title", "passage"):
+        (tmp_path / task).symlink_to(small_models / task)
+    with pytest.raises(FileNotFoundError, match="fusion"):
+        Cascade.load(tmp_path)

@@ -1,0 +1,72 @@
+"""Fusion: standardised windows, neutral stand-ins, a scale that keeps order."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reranker.fusion import Fusion, neutral, squash, standardise
+
+finite = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(st.floats(), max_size=40))
+def test_any_scores_standardise_to_finite_numbers(scores):
+    out = standardise(np.array(scores, dtype=np.float64))
+    assert out.shape == (len(scores),)
+    assert np.isfinite(out).all()
+    unknown = [not math.isfinite(score) for score in scores]
+    assert not out[unknown].any()
+
+
+@given(st.lists(finite, min_size=2, max_size=20), st.floats(1e-3, 1e3), finite)
+def test_the_engine_s_scale_does_not_matter(scores, factor, shift):
+    values = np.array(scores)
+    if values.std() <= 1e-3 * max(1.0, np.abs(values).max(), abs(shift) / factor):
+        return  # nearly equal scores drown in rounding
+    assert np.allclose(standardise(values), standardise(values * factor + shift), atol=1e-2)
+
+
+@pytest.mark.parametrize("scores", [[3.0], [2.0, 2.0, 2.0], [math.nan], []])
+def test_scores_that_say_nothing_become_zero(scores):
+    assert not standardise(np.array(scores)).any()
+
+
+def test_standardised_scores_by_hand():
+    assert standardise(np.array([1.0, 2.0, 3.0])).tolist() == pytest.approx([-1.2247, 0, 1.2247], abs=1e-4)
+
+
+def test_unknown_logits_stand_at_the_mean():
+    logits = np.array([1.0, 9.0, 3.0], dtype=np.float32)
+    assert neutral(logits, np.array([True, False, True])).tolist() == [1.0, 2.0, 3.0]
+    assert neutral(logits, np.zeros(3, dtype=bool)).tolist() == [0.0, 0.0, 0.0]
+
+
+@given(st.lists(st.floats(-300, 300), min_size=2, max_size=30))
+def test_squashing_keeps_order_inside_the_unit_interval(values):
+    ordered = np.sort(np.array(values))
+    out = squash(ordered).astype(np.float32)
+    assert ((out > 0) & (out < 1)).all()
+    assert (np.diff(out) >= 0).all()
+
+
+def test_squashing_does_not_saturate():
+    assert np.float32(2 + squash(np.array([50.0]))[0]) < np.float32(2 + squash(np.array([51.0]))[0])
+
+
+def test_written_and_read_again(tmp_path):
+    fusion = Fusion(0.1, 0.2, 0.3, 0.4, 0.5)
+    fusion.write(tmp_path / "fusion.json")
+    assert Fusion.read(tmp_path / "fusion.json") == fusion
+
+
+@pytest.mark.parametrize("content", [{"title": 1.0}, [1, 2]])
+def test_a_wrong_file_is_named(tmp_path, content):
+    (tmp_path / "fusion.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="must hold exactly"):
+        Fusion.read(tmp_path / "fusion.json")

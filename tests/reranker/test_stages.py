@@ -1,0 +1,117 @@
+"""The stages: one score per text, independent of the others, long passages in windows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reranker import PassageReranker, TitleReranker
+from reranker.models.pair import PairEncoder
+from tests.reranker.conftest import SMALL, WORDS, random_encoder, write_model
+
+QUERY = "merge sorted lists"
+texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join), max_size=12)
+
+
+@pytest.fixture(scope="module")
+def titles(small_models) -> TitleReranker:
+    return TitleReranker.load(small_models / "title", threads=1)
+
+
+@pytest.fixture(scope="module")
+def passages(small_models) -> PassageReranker:
+    return PassageReranker.load(small_models / "passage", threads=1)
+
+
+@given(texts)
+@settings(deadline=None, max_examples=40)
+def test_a_title_depends_on_no_other(titles, items):
+    together = titles.score(QUERY, items)
+    assert together.dtype == np.float32
+    assert together.shape == (len(items),)
+    for item, score in zip(items, together.tolist(), strict=True):
+        assert titles.score(QUERY, [item])[0] == pytest.approx(score, abs=1e-4)
+
+
+def test_distinct_titles_are_scored_once(titles):
+    read = titles.read(QUERY)
+    once = titles.score_read(read, ["read file", "heap"])
+    often = titles.score_read(read, ["read file", "heap", "read file"] * 50)
+    assert often.tokens == once.tokens
+    assert len(set(often.logits.tolist())) == 2
+
+
+def test_cut_titles_are_counted(titles):
+    scored = titles.score_read(titles.read(QUERY), ["merge " * 30, "heap", "merge " * 30])
+    assert scored.truncated == 2
+
+
+def test_a_long_passage_is_as_good_as_its_best_window(passages):
+    body = " ".join(WORDS[i % len(WORDS)] for i in range(40))
+    whole = passages.score(QUERY, [""], [body])[0]
+    step, room = 22 - 4, 22
+    parts = [" ".join(body.split()[start : start + room]) for start in (0, step, 2 * step)]
+    assert whole == pytest.approx(passages.score(QUERY, [""] * 3, parts).max(), abs=1e-4)
+
+
+def test_what_no_window_reaches_is_counted(passages):
+    read = passages.read(QUERY)
+    scored = passages.score_read(read, ["", ""], ["merge " * 500, "merge"])
+    assert scored.truncated == 1
+
+
+def test_empty_titles_and_passages_are_allowed(passages):
+    scores = passages.score(QUERY, ["", "heap", ""], ["merge", "", ""])
+    assert np.isfinite(scores).all()
+
+
+def test_title_and_passage_are_read_as_they_were_trained(passages):
+    both = passages.score(QUERY, ["heap"], ["merge lists"])[0]
+    assert both == pytest.approx(passages.score(QUERY, ["heap. merge lists"], [""])[0], abs=1e-4)
+
+
+def test_a_pairwise_model_serves_too(tmp_path):
+    model = PairEncoder(random_encoder(SMALL, 3)).eval()
+    reranker = PassageReranker.load(write_model(tmp_path, "passage", model), threads=1)
+    scores = reranker.score(QUERY, ["heap", "read"], ["merge lists", "file"])
+    alone = [
+        reranker.score(QUERY, [title], [passage])[0]
+        for title, passage in (("heap", "merge lists"), ("read", "file"))
+    ]
+    assert scores.tolist() == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("query", ["", "  \n"])
+def test_an_empty_query_is_refused(titles, query):
+    with pytest.raises(ValueError, match="query is empty"):
+        titles.score(query, ["heap"])
+
+
+def test_lists_of_different_lengths_are_refused(passages):
+    with pytest.raises(ValueError, match="2 titles for 1 passages"):
+        passages.score(QUERY, ["a", "b"], ["c"])
+
+
+def test_the_other_stage_s_model_is_refused(small_models):
+    with pytest.raises(ValueError, match="passage model, not a title model"):
+        TitleReranker.load(small_models / "passage")
+
+
+def test_serving_needs_neither_torch_nor_transformers(small_models):
+    program = f"""
+import sys
+for name in ("torch", "transformers", "sentence_transformers", "onnx"):
+    sys.modules[name] = None  # importing it raises ImportError
+from reranker import Cascade, Hit, PassageReranker, RerankResult, TitleReranker
+cascade = Cascade.load({str(small_models)!r}, threads=1)
+print(cascade.rerank("merge lists", [Hit("a", "heap", "merge", 1.0)]).hits[0].id)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "a", done.stderr

@@ -1,0 +1,83 @@
+"""Tokenizing: limits kept, truncation counted, hostile text survived."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reranker.tokens import Tokenizer
+from tests.reranker.conftest import WORDS, small_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokens") / "tokenizer.json"
+    path.write_text(small_tokenizer(), "utf-8")
+    return Tokenizer(path)
+
+
+words = st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join)
+
+
+def test_a_text_is_closed_by_the_special_tokens(tokenizer):
+    (encoded,) = tokenizer.encode(["merge sorted lists"], 10)
+    assert encoded.ids.tolist() == [2, 4, 5, 7, 3]
+    assert not encoded.truncated
+
+
+def test_an_empty_text_is_the_two_special_tokens(tokenizer):
+    assert tokenizer.encode([""], 10)[0].ids.tolist() == [2, 3]
+
+
+@given(text=words, limit=st.integers(3, 40))
+@settings(deadline=None)
+def test_the_limit_holds_and_truncation_is_said(tokenizer, text, limit):
+    (encoded,) = tokenizer.encode([text], limit)
+    length = len(text.split()) + 2
+    assert len(encoded.ids) == min(length, limit)
+    assert encoded.truncated == (length > limit)
+    assert encoded.ids[-1] == 3
+
+
+@given(head=words, body=words, limit=st.integers(8, 40), most=st.integers(1, 4))
+@settings(deadline=None)
+def test_windows_cover_the_text_or_say_that_they_do_not(tokenizer, head, body, limit, most):
+    stride = 2
+    (found,) = tokenizer.windows([head], [body], limit, stride, most)
+    assert 1 <= len(found.windows) <= most
+    assert all(len(window) <= limit for window in found.windows)
+    n_head, n_body = len(head.split()), len(body.split())
+    whole = tokenizer.encode([f"{head} {body}"], 1000)[0].ids.tolist()
+    if n_head + n_body + 2 <= limit:
+        assert [w.tolist() for w in found.windows] == [whole]
+        assert not found.truncated
+        return
+    # Without their heads and overlaps the windows are the text from its start.
+    shown = min(n_head, limit // 4) if n_body else min(n_head, limit - 2)
+    rebuilt: list[int] = []
+    for place, window in enumerate(found.windows):
+        inner = window.tolist()[1 + shown : -1]
+        rebuilt += inner if place == 0 else inner[stride:]
+    complete = tokenizer.encode([body], 1000)[0].ids.tolist()[1:-1]
+    assert complete[: len(rebuilt)] == rebuilt
+    assert found.truncated == (len(rebuilt) < len(complete) or shown < n_head)
+
+
+@given(st.lists(st.text(st.characters(codec=None), max_size=80), max_size=5))
+@settings(deadline=None)
+def test_any_text_is_encoded_surrogates_included(tokenizer, texts):
+    assert len(tokenizer.encode(texts, 16)) == len(texts)
+
+
+def test_a_text_of_megabytes_is_cut_unseen_and_counted(tokenizer):
+    (encoded,) = tokenizer.encode(["merge " * 500_000], 12)
+    assert encoded.truncated
+    assert len(encoded.ids) == 12
+    (spaces,) = tokenizer.encode([" " * 1_000_000 + "merge"], 12)
+    assert spaces.truncated
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not complete"):
+        Tokenizer(tmp_path / "tokenizer.json")

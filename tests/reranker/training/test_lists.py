@@ -1,0 +1,70 @@
+"""Training lists: gold first, negatives only, the same at every resume."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from reranker.training.config import ListConfig
+from reranker.training.examples import example
+from reranker.training.lists import Tokens, draw_examples, draw_list, make_batch
+from tests.reranker.conftest import small_tokenizer
+
+
+@given(
+    golds=st.sets(st.integers(0, 30), min_size=1, max_size=3),
+    window=st.lists(st.integers(0, 30), min_size=6, max_size=25, unique=True),
+    size=st.integers(2, 12),
+    near=st.integers(0, 4),
+    random=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None)
+def test_a_list_is_one_gold_and_negatives(golds, window, size, near, random, seed):
+    scores = [float(30 - place) for place in range(len(window))]
+    item = example("set", "query", golds, window, scores, others=[31, 32])
+    if not item.candidates:
+        return
+    config = ListConfig(size=size, near=near, head=4, dense=1, random=random)
+    texts, first = draw_list(item, config, 33, np.random.default_rng(seed))
+    assert texts[0] in golds
+    assert not golds & set(texts[1:])
+    assert len(texts) == len(set(texts)) == len(first) <= size
+    known = dict(zip(item.candidates, item.first_stage, strict=True))
+    for text, score in list(zip(texts, first, strict=True))[1:]:
+        assert score == known.get(text, min(item.first_stage))
+
+
+@given(count=st.integers(1, 50), size=st.integers(1, 8), seed=st.integers(0, 5))
+def test_an_epoch_goes_through_every_example_once(count, size, seed):
+    steps = -(-2 * count // size)
+    drawn = [i for step in range(steps) for i in draw_examples(count, size, step, seed)]
+    assert sorted(drawn[:count]) == list(range(count))
+    assert sorted(drawn[count : 2 * count]) == list(range(count))
+
+
+def test_skipped_texts_are_never_negatives():
+    item = example("set", "q", [1], [0, 1, 2, 3], [4.0, 3.0, 2.0, 1.0], skip=[2], others=[2, 5])
+    assert item.candidates == [0, 3]
+    assert item.others == [5]
+    assert item.gold_first_stage == [round(0.4472, 4)]
+
+
+def test_a_batch_holds_every_text_at_its_place():
+    texts = ["merge", "merge sorted lists in python", "heap queue", "the", "read the file line"]
+    tokens = Tokens(Tokenizer.from_str(small_tokenizer()), texts, 6)
+    lists = [([0, 1, 2], [3.0, 2.0, 1.0]), ([3, 4], [5.0, 4.0])]
+    batch = make_batch([tokens[2], tokens[0]], lists, [{0}, {4}], tokens, chunks=2)
+    assert batch.valid.tolist() == [[True] * 3, [True, True, False]]
+    assert batch.gold.tolist() == [[True, False, False], [False, True, False]]
+    assert batch.first_stage.tolist() == [[3.0, 2.0, 1.0], [5.0, 4.0, 0.0]]
+    flat = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4}
+    for chunk in batch.chunks:
+        rows = zip(chunk.ids, chunk.mask, chunk.owner.tolist(), chunk.place.tolist(), strict=True)
+        for ids, mask, owner, place in rows:
+            assert owner == place // 3
+            assert ids[mask].tolist() == tokens[flat[place]].tolist()
+    assert max(len(tokens[i]) for i in range(5)) == 6  # cut, with its closing token kept
+    assert tokens[1][-1] == 3

@@ -1,0 +1,282 @@
+"""A small training from end to end: prepare, train, resume bit for bit, export, fuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from reranker import Cascade, Hit
+from reranker.evaluation.contamination import fingerprint
+from reranker.training.config import Recipe, read_recipe
+from reranker.training.examples import load
+from reranker.training.finish import (
+    Window,
+    export_trained,
+    fit_fusion,
+    load_trained,
+    score_windows,
+    sources_of,
+)
+from reranker.training.loop import reciprocal_rank, schedule, train
+from reranker.training.prepare import prepare
+from reranker.training.split import side
+from tests.reranker.conftest import WORDS, small_tokenizer
+
+QUERIES = 160
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BEIR folder, a KILT and a HoVer file in which a query repeats words of its document."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    beir = folder / "beir"
+    beir.mkdir()
+    documents, queries, qrels = [], [], ["query-id\tcorpus-id\tscore"]
+    for place in range(QUERIES):
+        title = " ".join(rng.choice(WORDS, 3, replace=False)) + f" {place}"
+        text = " ".join(rng.choice(WORDS, 10))
+        documents.append({"_id": f"d{place}", "title": title, "text": text})
+        asked = " ".join([*title.split()[:2], str(rng.choice(WORDS)), "?" * (place % 3)])
+        queries.append({"_id": f"q{place}", "text": f"{asked} {place % 7}"})
+        qrels.append(f"q{place}\td{place}\t1")
+    lines = "\n".join(map(json.dumps, documents))
+    (beir / "corpus.jsonl").write_text(lines, "utf-8")
+    (beir / "all-queries.jsonl").write_text("\n".join(map(json.dumps, queries)), "utf-8")
+    (beir / "all-qrels.tsv").write_text("\n".join(qrels), "utf-8")
+    kilt, hover = [], []
+    for place, document in enumerate(documents):
+        provenance = [{"title": document["title"], "wikipedia_id": str(place)}]
+        text = f"{queries[place]['text']} exactly"
+        kilt.append({"id": f"k{place}", "input": text, "output": [{"provenance": provenance}]})
+        facts = [[document["title"], 0]]
+        claim = f"claim {queries[place]['text']}"
+        hover.append(
+            {"uid": f"h{place}", "claim": claim, "supporting_facts": facts, "from": f"k{place}"}
+        )
+    (folder / "kilt.jsonl").write_text("\n".join(map(json.dumps, kilt)), "utf-8")
+    (folder / "hover.jsonl").write_text("\n".join(map(json.dumps, hover)), "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT in Hugging Face's own format."""
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer = Tokenizer.from_str(small_tokenizer())
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    ).save_pretrained(folder)
+    return folder
+
+
+def recipe_text(task: str, backbone: Path, **changes: str) -> str:
+    beir = '{ path = "beir", queries = "all" }'
+    more = (
+        ', { path = "kilt.jsonl", format = "kilt" }'
+        ', { path = "hover.jsonl", format = "hover", made_from = "from" }'
+    )
+    extra = "\n".join(f"{key} = {value}" for key, value in changes.items())
+    return f"""
+task = "{task}"
+backbone = "{backbone}"
+steps = 12
+queries_per_step = 2
+check_every = 4
+check_queries = 8
+save_every = 2
+{extra}
+[data]
+window = 20
+corpora = ["beir"]
+sources = [{beir}{more if task == "title" else ""}]
+[lists]
+size = 6
+near = 2
+"""
+
+
+def prepared(folder: Path, data: Path, text: str, exclude: list[str] | None = None) -> Recipe:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(text, "utf-8")
+    recipe = read_recipe(folder / "recipe.toml")
+    prepare(recipe, data, folder, exclude or [])
+    return recipe
+
+
+def test_prepare_keeps_held_out_queries_out(data, backbone, tmp_path):
+    excluded = "q3"
+    prepared(tmp_path, data, recipe_text("title", backbone), [excluded])
+    pool, kept = load(tmp_path / "train")
+    _, dev = load(tmp_path / "dev")
+    assert {side(item.query) for item in kept} == {"train"}
+    assert {side(item.query) for item in dev} == {"dev"}
+    trained = {item.query for item in kept}
+    records = [json.loads(line) for line in (data / "beir/all-queries.jsonl").open()]
+    assert records[3]["text"] not in trained
+    # A claim made from a held-out question would give that question away.
+    kilt = [json.loads(line) for line in (data / "kilt.jsonl").open()]
+    hover = [json.loads(line) for line in (data / "hover.jsonl").open()]
+    lost = [c for k, c in zip(kilt, hover, strict=True) if side(k["input"]) != "train"]
+    assert lost
+    assert not trained & {claim["claim"] for claim in lost}
+    prints = np.load(tmp_path / "trained-on.npy")
+    assert sorted(prints.tolist()) == sorted({fingerprint(query) for query in trained})
+    for item in kept:
+        assert not set(item.golds) & set(item.candidates)
+        assert all(0 <= text < len(pool) for text in item.golds + item.candidates)
+
+
+def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(data, backbone, tmp_path):
+    recipe = prepared(tmp_path / "one", data, recipe_text("passage", backbone))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    train(recipe, tmp_path / "one")
+    for stop in (3, 7, 12):  # 3 and 7 are not among the steps that are saved anyway
+        train(recipe, tmp_path / "two", stop_at=stop)
+    one, two = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("one", "two")
+    )
+    assert one["step"] == two["step"] == 12
+    assert one["model"].keys() == two["model"].keys()
+    for name, value in one["model"].items():
+        assert torch.equal(value, two["model"][name]), name
+    assert torch.equal(one["first_stage"], two["first_stage"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": '"sigmoid-trick"'},
+        {"loss": '"pairwise"', "accumulate": "2"},
+        {"distillation": "0.5"},
+        {"architecture": '"pair"'},
+        {"frozen_layers": "1", "train_embeddings": "true"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_every_form_of_training_moves_what_it_should(data, backbone, tmp_path, changes):
+    recipe = prepared(tmp_path, data, recipe_text("passage", backbone, **changes))
+    train(recipe, tmp_path, stop_at=4)
+    _, start = load_trained(tmp_path, blend=0.0)
+    _, moved = load_trained(tmp_path, blend=1.0)
+    changed = {
+        name for (name, a), (_, b) in zip(
+            start.state_dict().items(), moved.state_dict().items(), strict=True
+        ) if not torch.equal(a, b)
+    }
+    assert any("layers.1." in name for name in changed)
+    assert any("layers.0." in name for name in changed) == ("frozen_layers" not in changes)
+    assert any("words" in name for name in changed) == ("train_embeddings" in changes)
+
+
+def test_training_learns_what_the_data_shows(data, backbone, tmp_path):
+    text = recipe_text("passage", backbone, learning_rate="3e-3", with_first_stage="0.0")
+    text = text.replace("steps = 12", "steps = 60").replace("check_every = 4", "check_every = 60")
+    recipe = prepared(tmp_path, data, text)
+    train(recipe, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    losses = [line["loss"] for line in lines]
+    assert np.mean(losses[-2:]) < 0.8 * losses[0]
+
+
+def test_export_and_fuse_make_a_cascade(data, backbone, tmp_path):
+    for task in ("title", "passage"):
+        recipe = prepared(tmp_path / task, data, recipe_text(task, backbone))
+        train(recipe, tmp_path / task, stop_at=4)
+        export_trained(tmp_path / task, tmp_path / "model" / task, f"small-{task}")
+    from reranker import PassageReranker, TitleReranker
+
+    title = TitleReranker.load(tmp_path / "model/title", threads=1)
+    passage = PassageReranker.load(tmp_path / "model/passage", threads=1)
+    recipe = read_recipe(tmp_path / "passage" / "recipe.toml")
+    windows = score_windows(recipe, data, title, passage, queries=20, depth=8)
+    fusion = fit_fusion(windows)
+    assert all(weight >= 0 for weight in fusion)
+    fusion.write(tmp_path / "model" / "fusion.json")
+    result = Cascade.load(tmp_path / "model").rerank("merge lists", [Hit("a", "heap", "merge", 1.0)])
+    assert [hit.id for hit in result.hits] == ["a"]
+
+
+def test_a_fusion_finds_the_feature_that_tells(data):
+    rng = np.random.default_rng(0)
+    windows = []
+    for _ in range(80):
+        gold = np.zeros(12, dtype=bool)
+        gold[rng.integers(12)] = True
+        noise = rng.normal(size=(3, 12))
+        windows.append(Window(noise[0], noise[1] + 2 * gold, noise[2], gold))
+    fusion = fit_fusion({"set": windows})
+    assert fusion.passage > 1.0
+    assert fusion.passage > 4 * max(fusion.passage_title, fusion.passage_first_stage)
+
+
+def test_the_schedule_rises_stays_and_falls(data, backbone, tmp_path):
+    text = recipe_text("passage", backbone, warm_up="0.1", cool_down="0.2")
+    (tmp_path / "r.toml").write_text(text.replace("steps = 12", "steps = 100"))
+    recipe = read_recipe(tmp_path / "r.toml")
+    factors = [schedule(recipe, step) for step in range(100)]
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[0] < 0.2
+    assert set(factors[15:75]) == {1.0}
+    assert factors[80:] == sorted(factors[80:], reverse=True)
+    assert 0 < factors[-1] < 0.1
+
+
+def test_ties_are_lost():
+    gold = torch.tensor([False, True, False])
+    assert reciprocal_rank(torch.tensor([1.0, 1.0, 0.0]), gold) == 0.5
+    assert reciprocal_rank(torch.tensor([1.0, 2.0, 0.0]), gold) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task = [", "not TOML"),
+        ('task = "title"\nsteps = 0\n[data]\nsources = [{path = "x"}]', "steps"),
+        ('task = "title"\nstep = 5\n[data]\nsources = [{path = "x"}]', "step"),
+    ],
+)
+def test_a_wrong_recipe_names_the_field(tmp_path, text, message):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_recipe(tmp_path / "r.toml")
+
+
+def test_the_shipped_recipes_are_valid():
+    import reranker.training
+
+    folder = Path(reranker.training.__file__).parent / "recipes"
+    assert {read_recipe(path).task for path in folder.glob("*.toml")} == {"title", "passage"}
+
+
+def test_what_is_to_be_left_out_is_read_by_id_and_text(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"_id": "a", "text": "b c"}\n{"id": "d", "input": "e"}\n')
+    assert sources_of([tmp_path / "q.jsonl"]) == ["a", "b c", "d", "e"]
+
+
+def test_a_pairwise_model_has_no_dual_encoder(data, backbone, tmp_path):
+    text = recipe_text("passage", backbone, architecture='"pair"', distillation="1.0")
+    recipe = prepared(tmp_path, data, text)
+    with pytest.raises(ValueError, match="broadcast architecture"):
+        train(recipe, tmp_path)
