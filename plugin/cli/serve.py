@@ -31,16 +31,16 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     host: Annotated[
-        str | None, typer.Option(help="The address to listen at. [default: 127.0.0.1]")
+        str | None, typer.Option(help="The address to listen at. (default: 127.0.0.1)")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0: any free one. [default: 8900]")
+        int | None, typer.Option(min=0, max=65535, help="0: any free one. (default: 8900)")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A model folder. [default: the shipped models]")
+        Path | None, typer.Option(help="A model folder. (default: the shipped models)")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of one model run. [default: every core]")
+        int | None, typer.Option(min=1, help="Threads of one model run. (default: every core)")
     ] = None,
     until_eof: Annotated[
         bool,

@@ -1,0 +1,134 @@
+"""A sidecar as a process beside this one, for the demo: started, awaited, and ended with it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+_LOG_LINES = 10
+_GRACE_SECONDS = 15.0
+
+
+class SidecarError(OSError):
+    """The sidecar did not start; the text says why."""
+
+
+class SidecarProcess:
+    """`titlecast serve` in a `with` block; `wait` returns once it answers.
+
+    It ends with the block, and also when this process is gone however that ended: it serves only
+    as long as the pipe to its standard input is open.
+    """
+
+    def __init__(self, host: str, port: int, model: Path | None = None) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._port = port
+        command = [sys.executable, "-m", "plugin.cli.main", "serve", "--until-eof"]
+        command += ["--host", host, "--port", str(port)]
+        if model:
+            command += ["--model", str(model)]
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def __enter__(self) -> SidecarProcess:
+        self._log = tempfile.TemporaryFile(prefix="titlecast-sidecar-")
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                env=_environment(),
+                stdin=subprocess.PIPE,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                # A session of its own: Ctrl-C in the terminal is ours to act on, in our order.
+                start_new_session=True,
+            )
+        except BaseException:
+            self._log.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        process, log = self._started()
+        with contextlib.suppress(OSError):
+            if process.stdin:
+                process.stdin.close()
+        process.terminate()
+        try:
+            process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.close()
+
+    def wait(self, seconds: float = 180.0) -> str:
+        """Wait until it answers; give its model's name. Raises `SidecarError`."""
+        process, _ = self._started()
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if process.poll() is not None:
+                raise SidecarError(
+                    f"the sidecar ended with status {process.returncode}: {self._tail()}"
+                )
+            health = ask_health("127.0.0.1", self._port)
+            if health is not None:
+                return health
+            time.sleep(0.1)
+        raise SidecarError(
+            f"the sidecar did not answer within {seconds:.0f} s: try again on a machine with less "
+            f"to do; it said: {self._tail()}"
+        )
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+        if self._process is None or self._log is None:
+            raise RuntimeError("the sidecar runs inside its `with` block only")
+        return self._process, self._log
+
+    def _tail(self) -> str:
+        _, log = self._started()
+        log.seek(0)
+        lines = log.read().decode(errors="replace").splitlines()
+        return " | ".join(line.strip() for line in lines[-_LOG_LINES:]) or "nothing"
+
+
+def ask_health(host: str, port: int, seconds: float = 2.0) -> str | None:
+    """Give the name of the models of the sidecar that answers at an address; None for none."""
+    connection = http.client.HTTPConnection(host, port, timeout=seconds)
+    try:
+        connection.request("GET", "/health")
+        answer = json.loads(connection.getresponse().read(100_000))
+        return str(answer["model"]) if answer["status"] == "ok" else None
+    except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
+        return None
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    """Give a port of 127.0.0.1 that nobody listened at a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _environment() -> dict[str, str]:
+    """Leave out the settings meant for a sidecar that others call: the engine has no key."""
+    keys = ("TITLECAST_API_KEY", "TITLECAST_API_KEY_FILE")
+    # A checkout need not be installed to be run: the child finds what this process found.
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = {name: value for name, value in os.environ.items() if name not in keys}
+    return {**environ, "PYTHONPATH": os.pathsep.join(path)}
