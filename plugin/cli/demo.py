@@ -143,20 +143,20 @@ def demo(
 
 
 def _demo(console: Console, task: _Task, kind: EngineKind) -> None:
-    reason = "it was asked for"
-    if kind is not EngineKind.embedded:
+    if kind is EngineKind.embedded:
+        console.print("Without a search engine: an embedded BM25 finds, the same models rerank.")
+    else:
         try:
             _on_engine(console, task, kind)
             return
         except _NoEngineError as error:
             if kind is not EngineKind.auto:
                 raise CommandError(str(error)) from error
-            reason = str(error)
-    console.print(
-        "[yellow]No search engine:[/yellow] the same models rerank the hits of an embedded BM25,"
-        f" in this process and without OpenSearch, because {escape(reason)}",
-        soft_wrap=True,
-    )
+            console.print(
+                "[yellow]Not on OpenSearch:[/yellow] an embedded BM25 finds, the same models"
+                f" rerank, all in this process; the reason: {escape(str(error))}",
+                soft_wrap=True,
+            )
     _embedded(console, task)
 
 
@@ -184,7 +184,9 @@ def _on_engine(console: Console, task: _Task, kind: EngineKind) -> None:
             models = _sidecar_of(client, engine.url, task.model, stack)
         else:
             models = sidecar.wait()
-        console.print(f"Engine: {escape(engine.describe())}. Sidecar: {escape(models)}.")
+        console.print(
+            f"Engine: {escape(engine.describe())}. Sidecar: {escape(models)}.", soft_wrap=True
+        )
         stack.enter_context(_index(client, task.keep or engine.kind != "url"))
         _load(console, client, task.source)
         for warning in pipelines.install(client, INDEX, _PIPELINE, name=INDEX):
@@ -269,7 +271,8 @@ def _load(console: Console, client: OpenSearch, source: str) -> None:
         )
     console.print(
         f"Indexed {summary.documents:,} documents in {summary.seconds:.1f} s;"
-        f" the search pipeline {INDEX} is the index's default."
+        f" the search pipeline {INDEX} is the index's default.",
+        soft_wrap=True,
     )
 
 
@@ -315,7 +318,8 @@ def _measure(console: Console, query_sets: list[demos.QuerySet], compare_: demos
             results.append(demos.measure(one, compare_, partial(progress.advance, bar)))
     for one, measured in zip(query_sets, results, strict=True):
         console.print()
-        console.print(_table(one, measured))
+        console.print(_counts(one, measured), soft_wrap=True)
+        console.print(_table(measured))
     failed = next((measured for measured in results if measured.failed), None)
     if failed:
         raise CommandError(
@@ -324,14 +328,21 @@ def _measure(console: Console, query_sets: list[demos.QuerySet], compare_: demos
         )
 
 
-def _table(query_set: demos.QuerySet, measured: demos.Measured) -> Table:
-    left_out = f"{query_set.trained_on} trained on and left out, " if query_set.trained_on else ""
-    in_part = f", {measured.in_part} reranked in part" if measured.in_part else ""
-    table = Table(
-        title=escape(f"{query_set.name}: {query_set.read} queries, {query_set.judged} judged, ")
-        + f"{left_out}{measured.run} run, {measured.failed} failed{in_part}",
-        title_justify="left",
-    )
+def _counts(query_set: demos.QuerySet, measured: demos.Measured) -> str:
+    parts = [
+        f"{query_set.read:,} queries",
+        f"{query_set.judged:,} judged",
+        f"{query_set.trained_on:,} of them left out, as the models were trained on them",
+        f"{measured.run:,} run",
+        f"{measured.failed:,} failed",
+    ]
+    if measured.in_part:
+        parts.append(f"{measured.in_part:,} reranked in part, for want of time")
+    return f"[bold]{escape(query_set.name)}[/bold]: {', '.join(parts)}"
+
+
+def _table(measured: demos.Measured) -> Table:
+    table = Table()
     table.add_column("")
     for heading in ("before", "after"):
         table.add_column(heading, justify="right")

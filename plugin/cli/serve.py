@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import socket
 import sys
 import threading
@@ -109,6 +110,6 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def _stop_at_eof(server: uvicorn.Server) -> None:
-    while sys.stdin.buffer.read(4096):
+    while os.read(0, 4096):  # not by sys.stdin, whose lock would be held when all ends
         pass
     server.should_exit = True

@@ -6,6 +6,7 @@ lower-cased runs of letters and digits, by default without Lucene's 33 English s
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -16,6 +17,9 @@ from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
 from reranker.evaluation.collections import Document
+
+# It sets its own level to DEBUG when it is imported.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 Field = Literal["both", "title", "passage"]
 
