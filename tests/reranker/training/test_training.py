@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,10 @@ from reranker.training.split import side
 from tests.reranker.conftest import WORDS, small_tokenizer
 
 QUERIES = 160
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +138,9 @@ def test_prepare_keeps_held_out_queries_out(data, backbone, tmp_path):
     assert {side(item.query) for item in kept} == {"train"}
     assert {side(item.query) for item in dev} == {"dev"}
     trained = {item.query for item in kept}
-    records = [json.loads(line) for line in (data / "beir/all-queries.jsonl").open()]
-    assert records[3]["text"] not in trained
+    assert records(data / "beir/all-queries.jsonl")[3]["text"] not in trained
     # A claim made from a held-out question would give that question away.
-    kilt = [json.loads(line) for line in (data / "kilt.jsonl").open()]
-    hover = [json.loads(line) for line in (data / "hover.jsonl").open()]
+    kilt, hover = records(data / "kilt.jsonl"), records(data / "hover.jsonl")
     lost = [c for k, c in zip(kilt, hover, strict=True) if side(k["input"]) != "train"]
     assert lost
     assert not trained & {claim["claim"] for claim in lost}
@@ -191,12 +194,23 @@ def test_every_form_of_training_moves_what_it_should(data, backbone, tmp_path, c
 
 
 def test_training_learns_what_the_data_shows(data, backbone, tmp_path):
-    text = recipe_text("passage", backbone, learning_rate="3e-3", with_first_stage="0.0")
-    text = text.replace("steps = 12", "steps = 60").replace("check_every = 4", "check_every = 60")
+    text = recipe_text(
+        "passage",
+        backbone,
+        learning_rate="3e-3",
+        with_first_stage="0.0",
+        train_embeddings="true",
+        layer_decay="1.0",
+    )
+    for old, new in (
+        ("steps = 12", "steps = 60"),
+        ("check_every = 4", "check_every = 60"),
+        ("queries_per_step = 2", "queries_per_step = 8"),
+    ):
+        text = text.replace(old, new)
     recipe = prepared(tmp_path, data, text)
     train(recipe, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
-    losses = [line["loss"] for line in lines]
+    losses = [line["loss"] for line in records(tmp_path / "log.jsonl")]
     assert np.mean(losses[-2:]) < 0.8 * losses[0]
 
 
