@@ -75,14 +75,14 @@ class Cascade:
         titled = np.array([bool(hit.title.strip()) for hit in hits])
         logits = neutral(scored.logits, titled)
         fused = self.fusion.title * logits + self.fusion.title_first_stage * first
-        stages = [
-            StageReport("title", int(titled.sum()), _ms_since(started), scored.truncated)
-        ]
+        stages = [StageReport("title", int(titled.sum()), _ms_since(started), scored.truncated)]
 
         passage_logits = np.full(len(hits), np.nan)
         if passage_depth > 0:
             order = np.argsort(-fused, kind="stable")
-            readable = [i for i in order.tolist() if hits[i].title.strip() or hits[i].passage.strip()]
+            readable = [
+                i for i in order.tolist() if hits[i].title.strip() or hits[i].passage.strip()
+            ]
             left = None if deadline_ms is None else deadline_ms - _ms_since(started)
             report = self._passages(query, hits, readable[:passage_depth], passage_logits, left)
             stages.append(report)

@@ -33,7 +33,9 @@ class Fusion(NamedTuple):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
         try:
-            return cls(**{name: float(value) for name, value in json.loads(path.read_text()).items()})
+            return cls(
+                **{name: float(value) for name, value in json.loads(path.read_text()).items()}
+            )
         except (TypeError, AttributeError) as error:
             raise ValueError(f"{path} must hold exactly {', '.join(cls._fields)}") from error
 

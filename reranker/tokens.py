@@ -74,7 +74,7 @@ class Tokenizer:
             short = short[: limit - 2]
             room = limit - 2 - len(short)
             step = max(1, room - stride)
-            windows = []
+            windows: list[NDArray[np.int64]] = []
             start = 0
             while len(windows) < most:
                 windows.append(self._closed(np.concatenate([short, body[start : start + room]])))

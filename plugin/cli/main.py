@@ -47,7 +47,14 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         app()
-    except (CommandError, OpenSearchException, OSError, RuntimeError, ValueError, ImportError) as error:
+    except (
+        CommandError,
+        OpenSearchException,
+        OSError,
+        RuntimeError,
+        ValueError,
+        ImportError,
+    ) as error:
         if debug:
             raise
         Console(stderr=True, soft_wrap=True).print(

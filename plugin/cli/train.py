@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -16,18 +15,8 @@ from plugin.cli.options import CommandError
 _RECIPES = "recipes"
 
 
-class Task(str, Enum):
-    """What is trained."""
-
-    title = "title"
-    passage = "passage"
-
-
-class Precision(str, Enum):
-    """The numbers that an exported model computes with."""
-
-    int8 = "int8"
-    fp32 = "fp32"
+Task = Literal["title", "passage"]
+Precision = Literal["int8", "fp32"]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,9 +38,7 @@ def train(
         typer.Option(help="JSON Lines of queries never to train on, by id and by text."),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads. Without: all cores.")] = None,
-    stop_at: Annotated[
-        int | None, typer.Option(help="Stop after this step; resume later.")
-    ] = None,
+    stop_at: Annotated[int | None, typer.Option(help="Stop after this step; resume later.")] = None,
 ) -> None:
     """Train a model: prepare candidates once, then train, resuming where a training stopped."""
     _needs_torch()
@@ -65,10 +52,10 @@ def train(
     from reranker.training.prepare import prepare
 
     logging.getLogger("reranker").setLevel(logging.INFO)
-    recipe_path = config or Path(configs.__file__).parent / _RECIPES / f"{task.value}.toml"
+    recipe_path = config or Path(configs.__file__).parent / _RECIPES / f"{task}.toml"
     recipe = configs.read_recipe(recipe_path)
-    if recipe.task != task.value:
-        raise CommandError(f"{recipe_path} is a recipe for {recipe.task}s; give one for {task.value}s")
+    if recipe.task != task:
+        raise CommandError(f"{recipe_path} is a recipe for {recipe.task}s; give one for {task}s")
     if threads:
         torch.set_num_threads(threads)
     kept = out / "recipe.toml"
@@ -88,7 +75,7 @@ def export(
     training: Annotated[Path, typer.Argument(help="A training's folder.")],
     out: Annotated[Path, typer.Option(help="The model folder to write.")],
     name: Annotated[str, typer.Option(help="The name that answers and reports show.")],
-    precision: Annotated[Precision, typer.Option()] = Precision.int8,
+    precision: Annotated[Precision, typer.Option()] = "int8",
     blend: Annotated[
         float,
         typer.Option(min=0.0, max=1.0, help="Share of the trained weights; the rest is the start."),
@@ -98,7 +85,7 @@ def export(
     _needs_torch()
     from reranker.training.finish import export_trained
 
-    export_trained(training, out, name, precision.value, blend)  # type: ignore[arg-type]
+    export_trained(training, out, name, precision, blend)
     Console().print(f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 1e6:.1f} MB")
 
 
@@ -130,8 +117,11 @@ def fuse(
 
 
 def _needs_torch() -> None:
-    missing = [name for name in ("torch", "transformers", "onnx") if not importlib.util.find_spec(name)]
+    missing = [
+        name for name in ("torch", "transformers", "onnx") if not importlib.util.find_spec(name)
+    ]
     if missing:
         raise CommandError(
-            f"training needs {', '.join(missing)}; install them with `pip install 'titlecast[train]'`"
+            f"training needs {', '.join(missing)}; "
+            "install them with `pip install 'titlecast[train]'`"
         )

@@ -1,4 +1,4 @@
-"""Where a training starts: a BERT encoder and its tokenizer, from a folder, a package or the hub."""
+"""Where a training starts: a BERT encoder and its tokenizer, from a folder, package or hub."""
 
 from __future__ import annotations
 

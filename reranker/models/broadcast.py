@@ -71,7 +71,7 @@ class Layer(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(N, T, H) -> (N, A, T, D)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
     def finish(self, x: Tensor, context: Tensor) -> Tensor:
         """All that follows the attention: x (N, T, H), context (N, A, T, D) -> (N, T, H)."""
@@ -102,7 +102,7 @@ class BroadcastEncoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def embed(self, ids: Tensor, first_position: Tensor | int, token_type: int) -> Tensor:
-        """ids (N, T) -> states (N, T, H); `first_position` may differ per row, shape (N, 1)."""
+        """Ids (N, T) -> states (N, T, H); `first_position` may differ per row, shape (N, 1)."""
         places = torch.arange(ids.shape[1], device=ids.device) + first_position
         x = self.words(ids) + self.positions(places) + self.types.weight[token_type]
         out: Tensor = self.embedding_norm(x)

@@ -224,7 +224,7 @@ class _Graph:
     def embedding(
         self, ids: str, first: str | None, token_type: int = 0, types: str | None = None
     ) -> str:
-        """ids (N, T) -> (N, T, H); positions count from `first`, a scalar, or from 0."""
+        """Ids (N, T) -> (N, T, H); positions count from `first`, a scalar, or from 0."""
         shape = self.op("Shape", [ids], output="shape")
         self.op("Gather", [shape, self.ints("zero", 0)], output="batch")
         self.op("Gather", [shape, self.ints("one", 1)], output="width")
@@ -258,7 +258,7 @@ class _Graph:
         )
 
     def padding_mask(self) -> str:
-        """lengths (N,) -> what is added to logits over the texts' own tokens, (1, N, 1, T)."""
+        """Lengths (N,) -> what is added to logits over the texts' own tokens, (1, N, 1, T)."""
         span = self.op("Range", [self.ints("zero", 0), "width", self.ints("one", 1)])
         lengths = self.op("Unsqueeze", ["lengths", self.ints("axis1", [1])])
         self.op("Less", [span, lengths], output="seen")  # (N, T)
@@ -267,7 +267,7 @@ class _Graph:
         return self.op("Unsqueeze", [mask, self.ints("axes02", [0, 2])])
 
     def split_heads(self, x: str, depth: int, rows: str) -> list[str]:
-        """x (N, T, H) -> query, key, value, each (A, N*T, D); 1/sqrt(D) is in the query's map."""
+        """X (N, T, H) -> query, key, value, each (A, N*T, D); 1/sqrt(D) is in the query's map."""
         c = self.config
         root = (c.hidden // c.heads) ** 0.5
         parts = [f"layers.{depth}.{name}" for name in ("query", "key", "value")]
@@ -282,7 +282,7 @@ class _Graph:
         return self.ops("Split", [heads, cut], 3, axis=0)
 
     def merge_heads(self, context: str, like: str) -> str:
-        """context (A, ...) with N*T rows of D in all -> (N, T, H)."""
+        """Context (A, ...) with N*T rows of D in all -> (N, T, H)."""
         c = self.config
         flat = self.concat_shape([c.heads], "batch_width", None, [-1])
         rows = self.op("Transpose", [self.op("Reshape", [context, flat])], perm=[1, 0, 2])
@@ -327,7 +327,7 @@ class _Graph:
         return self.linear(x, name, self.state[f"{name}.weight"].T, self.state[f"{name}.bias"])
 
     def linear(self, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any]) -> str:
-        """x (..., I) times weight (I, O) plus bias (O,)."""
+        """X (..., I) times weight (I, O) plus bias (O,)."""
         if self.ranges is None:
             product = self.op("MatMul", [x, self.tensor(f"{name}.weight", weight)])
             return self.op("Add", [product, self.tensor(f"{name}.bias", bias)])
@@ -366,16 +366,21 @@ class _Graph:
         )
 
     def norm_weights(self, name: str) -> list[str]:
-        return [self.tensor(f"{name}.{kind}", self.state[f"{name}.{kind}"]) for kind in ("weight", "bias")]
+        return [
+            self.tensor(f"{name}.{kind}", self.state[f"{name}.{kind}"])
+            for kind in ("weight", "bias")
+        ]
 
     def concat_shape(
         self, before: Sequence[int], first: str, second: str | None, after: Sequence[int]
     ) -> str:
         """The 1-d shape [*before, first, second, *after] from numbers and scalars' names."""
         parts = [self.ints("shape" + "_".join(map(str, before)), before)] if before else []
-        for name in (first, second):
-            if name is not None:
-                parts.append(self.op("Unsqueeze", [name, self.ints("axis0", [0])]))
+        parts += [
+            self.op("Unsqueeze", [name, self.ints("axis0", [0])])
+            for name in (first, second)
+            if name is not None
+        ]
         parts.append(self.ints("shape" + "_".join(map(str, after)), after))
         return self.op("Concat", parts, axis=0)
 

@@ -27,8 +27,8 @@ class PairEncoder(nn.Module):
     def __init__(self, encoder: BroadcastEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        encoder.query_bias.requires_grad_(requires_grad=False)
-        encoder.scale.requires_grad_(requires_grad=False)
+        encoder.query_bias.requires_grad_(False)
+        encoder.scale.requires_grad_(False)
         nn.init.normal_(encoder.head.weight, std=0.02)
 
     def encode_query(self, ids: Tensor, mask: Tensor) -> QueryTokens:
@@ -57,7 +57,9 @@ class PairEncoder(nn.Module):
         for module in encoder.layers:
             layer: Layer = module  # type: ignore[assignment]
             q, k = layer.split(layer.query(x)), layer.split(layer.key(x))
-            logits = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
+            logits = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(
+                ~seen, float("-inf")
+            )
             x = layer.finish(x, logits.softmax(-1) @ layer.split(layer.value(x)))
         out: Tensor = encoder.head(x[:, 0]).squeeze(-1)
         return out

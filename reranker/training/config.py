@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotation
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,8 +12,8 @@ from reranker.models.backbone import DEFAULT_BACKBONE
 
 if sys.version_info >= (3, 11):
     import tomllib
-else:
-    import tomli as tomllib
+else:  # the same library under its old name
+    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
 
 class _Strict(BaseModel):

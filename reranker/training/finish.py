@@ -195,7 +195,7 @@ def fit(windows: dict[str, list[Window]], features: Any) -> NDArray[np.float64]:
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    optimiser.step(loss)  # type: ignore[arg-type, no-untyped-call]
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
     out: NDArray[np.float64] = root.detach().square().numpy()
     return out
 
@@ -209,7 +209,7 @@ def _compact(text: str) -> str:
 
 def sources_of(paths: Sequence[Path]) -> list[str]:
     """Ids and texts of the queries in JSON Lines files: what `prepare` is to leave out."""
-    found = []
+    found: list[str] = []
     for path in paths:
         with path.open(encoding="utf-8") as lines:
             for line in lines:

@@ -70,7 +70,7 @@ def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 def draw_examples(count: int, size: int, step: int, seed: int) -> list[int]:
     """Which examples step `step` uses: every epoch goes through all of them once, shuffled."""
     first = step * size
-    chosen = []
+    chosen: list[int] = []
     for place in range(first, first + size):
         epoch, inside = divmod(place, count)
         if inside == 0 or not chosen:

@@ -121,7 +121,11 @@ def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> Path:
         optimiser.zero_grad(set_to_none=True)
         step += 1
 
-        line: dict[str, Any] = {"step": step, "loss": round(total, 4), "norm": round(float(norm), 3)}
+        line: dict[str, Any] = {
+            "step": step,
+            "loss": round(total, 4),
+            "norm": round(float(norm), 3),
+        }
         if step % recipe.check_every == 0 or step == recipe.steps:
             scores = check(recipe, model, float(first_stage.detach()), dev, dev_queries, texts)
             line.update(scores)
@@ -165,12 +169,12 @@ def parameter_groups(
         if short.startswith("layers."):
             depth = int(short.split(".")[1])
             if depth < recipe.frozen_layers:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad_(False)
                 continue
             rate *= recipe.layer_decay ** (encoder.config.layers - 1 - depth)
         elif short.startswith(("words", "positions", "types", "embedding_norm")):
             if not recipe.train_embeddings:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad_(False)
                 continue
             rate *= recipe.layer_decay**encoder.config.layers
         elif short == "query_bias":
@@ -269,5 +273,3 @@ def write(state: dict[str, Any], path: Path) -> None:
     part = path.with_suffix(".tmp")
     torch.save(state, part)
     part.replace(path)
-
-

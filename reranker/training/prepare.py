@@ -88,7 +88,7 @@ def _read(recipe: Recipe, data: Path) -> list[tuple[Collection, bool]]:
 
 def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[str]:
     """Ids of queries that were made from a held-out one and would give it away."""
-    found = set()
+    found: set[str] = set()
     for source in recipe.data.sources:
         if source.made_from is None:
             continue
@@ -149,7 +149,7 @@ def _titles(
     half = recipe.data.window
     items: _Items = []
     for collection, _ in collections:
-        queries = [query for query in collection.judged]
+        queries = collection.judged
         dense = _nearest(encode, vectors, [q.text for q in queries], recipe.data.dense)
         for query, neighbours in zip(queries, dense, strict=True):
             golds = {

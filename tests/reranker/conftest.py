@@ -12,10 +12,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from reranker.models.broadcast import BroadcastConfig, BroadcastEncoder
 from reranker.models.export import export, measure_ranges
 
-WORDS = (
-    "merge sorted list lists python heap queue module file files read write line lines open "
-    "close number numbers string strings the a of to in and for with by search engine title"
-).split()
+# fmt: off
+WORDS = [
+    "merge", "sorted", "list", "lists", "python", "heap", "queue", "module", "file", "files",
+    "read", "write", "line", "lines", "open", "close", "number", "numbers", "string", "strings",
+    "the", "a", "of", "to", "in", "and", "for", "with", "by", "search", "engine", "title",
+]
+# fmt: on
 
 SMALL = BroadcastConfig(
     layers=3,

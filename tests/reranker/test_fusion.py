@@ -38,7 +38,9 @@ def test_scores_that_say_nothing_become_zero(scores):
 
 
 def test_standardised_scores_by_hand():
-    assert standardise(np.array([1.0, 2.0, 3.0])).tolist() == pytest.approx([-1.2247, 0, 1.2247], abs=1e-4)
+    assert standardise(np.array([1.0, 2.0, 3.0])).tolist() == pytest.approx(
+        [-1.2247, 0, 1.2247], abs=1e-4
+    )
 
 
 def test_unknown_logits_stand_at_the_mean():

@@ -123,7 +123,9 @@ def test_ranges_ignore_padding():
     wide = torch.cat([ids, torch.full((2, 20), 63)], 1)
     wider = torch.cat([mask, torch.zeros(2, 20, dtype=torch.bool)], 1)
     query = torch.tensor([[11, 12]])
-    narrow, padded_ = (measure_ranges(model, [(query, i, m)]) for i, m in ((ids, mask), (wide, wider)))
+    narrow, padded_ = (
+        measure_ranges(model, [(query, i, m)]) for i, m in ((ids, mask), (wide, wider))
+    )
     name = "text.layers.1.up"
     assert np.allclose(narrow[name], padded_[name], atol=1e-5)
 

@@ -184,9 +184,11 @@ def test_every_form_of_training_moves_what_it_should(data, backbone, tmp_path, c
     _, start = load_trained(tmp_path, blend=0.0)
     _, moved = load_trained(tmp_path, blend=1.0)
     changed = {
-        name for (name, a), (_, b) in zip(
+        name
+        for (name, a), (_, b) in zip(
             start.state_dict().items(), moved.state_dict().items(), strict=True
-        ) if not torch.equal(a, b)
+        )
+        if not torch.equal(a, b)
     }
     assert any("layers.1." in name for name in changed)
     assert any("layers.0." in name for name in changed) == ("frozen_layers" not in changes)
@@ -228,7 +230,9 @@ def test_export_and_fuse_make_a_cascade(data, backbone, tmp_path):
     fusion = fit_fusion(windows)
     assert all(weight >= 0 for weight in fusion)
     fusion.write(tmp_path / "model" / "fusion.json")
-    result = Cascade.load(tmp_path / "model").rerank("merge lists", [Hit("a", "heap", "merge", 1.0)])
+    result = Cascade.load(tmp_path / "model").rerank(
+        "merge lists", [Hit("a", "heap", "merge", 1.0)]
+    )
     assert [hit.id for hit in result.hits] == ["a"]
 
 
