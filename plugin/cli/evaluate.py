@@ -18,6 +18,8 @@ from reranker.evaluation import plots
 from reranker.evaluation.baselines import Vectors, load_bi_encoder
 from reranker.evaluation.bm25 import BM25, Field, text_of
 from reranker.evaluation.collections import FORMATS, Collection, read_collection
+from reranker.evaluation.contamination import fingerprint
+from reranker.evaluation.contamination import trained_on as fingerprints_of
 from reranker.evaluation.measures import measure_rankings
 from reranker.evaluation.reports import DepthPoint, Report, Row, measure_runs, sweep_depths
 from reranker.evaluation.runs import (
@@ -34,6 +36,8 @@ from reranker.evaluation.runs import (
     rerank,
 )
 from reranker.evaluation.trec import read_run, write_run
+from reranker.stages import SHIPPED
+from reranker.evaluation.split import side
 
 _PAGE_MEASURES = "KILT-Rprec,KILT-R@5,R@5,R@20"
 _PASSAGE_MEASURES = "nDCG@10,RR@10,R@20,R@100"
@@ -51,6 +55,14 @@ class Stage(Enum):
     title = "title"
     passage = "passage"
     cascade = "cascade"
+
+
+class Split(Enum):
+    """Sides of the split by a query's text: what choices are made on, and what is reported."""
+
+    all = "all"
+    dev = "dev"
+    test = "test"
 
 
 class Baseline(Enum):
@@ -91,6 +103,12 @@ def evaluate(
         int | None, typer.Option(min=1, help="Only this many judged queries, drawn at random.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample, intervals and tests.")] = 0,
+    trained_on: Annotated[
+        bool, typer.Option("--trained-on", help="Measure queries of the models' training too.")
+    ] = False,
+    split: Annotated[
+        Split, typer.Option(help="Only this side of the split that training keeps to.")
+    ] = Split.all,
     baseline: Annotated[Baseline | None, typer.Option(help="Add an opponent's rows.")] = None,
     baseline_model: Annotated[
         str | None,
@@ -143,9 +161,21 @@ def evaluate(
         default = _PAGE_MEASURES if collection.pages else _PASSAGE_MEASURES
         names = [name.strip() for name in (measures or default).split(",") if name.strip()]
         measure_rankings({}, {}, {}, names, [])  # a misspelt measure shows before the work
+        judged = len(collection.judged)
+        seen = None if trained_on or stage is Stage.bm25 else fingerprints_of(model or SHIPPED)
+        collection = collection.only(
+            lambda text: (
+                not (seen and fingerprint(text) in seen)
+                and (split is Split.all or side(text) == split.value)
+            )
+        )
+        left_out = judged - len(collection.judged)
         collection = collection.sample(sample or len(collection.queries), seed)
         if not collection.queries:
-            raise CommandError(f"None of {read} queries is judged; choose others with --queries.")
+            raise CommandError(
+                f"None of {read} queries is judged and left to measure ({left_out} are trained on "
+                "or of another split); choose others with --queries, or add --trained-on."
+            )
         loaded = _load(stage, model, threads)
         models = {"reranker": loaded.name} if loaded.name else {}
         title_only = collection.pages or stage is Stage.title
@@ -175,6 +205,7 @@ def evaluate(
         collection=collection.name,
         documents=len(collection.corpus),
         queries=read,
+        left_out=left_out,
         judged=len(collection.judged),
         candidates=candidates,
         first_stage=first.description,
@@ -325,7 +356,9 @@ def _cell(row: Row, measure: str) -> str:
 def _summary(report: Report) -> str:
     models = "; ".join(f"{role}: {name}" for role, name in report.models.items())
     return (
-        f"{report.judged} judged queries of {report.queries} read, {report.documents:,} documents, "
+        f"{report.judged} judged queries of {report.queries} read"
+        + (f" ({report.left_out} trained on or of another split)" if report.left_out else "")
+        + f", {report.documents:,} documents, "
         f"top {report.candidates} of {report.first_stage}"
         + (f"; models: {models}" if models else "")
         + ". Means x 100 with 95 % intervals; p against the first row."

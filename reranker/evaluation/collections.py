@@ -14,7 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -106,6 +106,10 @@ class Collection:
     def judged(self) -> tuple[Query, ...]:
         """The queries with at least one relevant document; only these can be measured."""
         return tuple(query for query in self.queries if any(self.gold_sets.get(query.id, ())))
+
+    def only(self, keep: Callable[[str], bool]) -> Collection:
+        """Keep the queries for whose text `keep` is true."""
+        return replace(self, queries=tuple(query for query in self.queries if keep(query.text)))
 
     def sample(self, size: int, seed: int = 0) -> Collection:
         """Keep `size` judged queries drawn at random without replacement, in the given order.

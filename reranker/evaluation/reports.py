@@ -57,6 +57,7 @@ class Report:
     collection: str
     documents: int
     queries: int  # read
+    left_out: int  # judged, but trained on or of another split
     judged: int  # of these with a relevant document, and so measured
     candidates: int
     first_stage: str

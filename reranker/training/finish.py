@@ -20,7 +20,7 @@ from reranker.training.config import read_recipe
 from reranker.training.examples import load
 from reranker.training.lists import Tokens, padded
 from reranker.training.loop import Model, new_model
-from reranker.training.split import side
+from reranker.evaluation.split import side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,7 +17,7 @@ from reranker.evaluation.collections import (
 )
 from reranker.evaluation.contamination import fingerprint, fingerprints
 from reranker.training import examples
-from reranker.training.split import side
+from reranker.evaluation.split import side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from plugin.cli import evaluate as command
 from plugin.cli.options import CommandError
+from reranker.evaluation.contamination import FILE, fingerprints
+from reranker.evaluation.split import side
 from reranker.evaluation.trec import read_run
 from reranker.records import Hit, RankedHit, RerankResult
 
@@ -249,3 +251,29 @@ def test_errors_name_the_remedy(
     (data / "qrels/test.tsv").write_text("other\td1\t1\n")
     with pytest.raises(CommandError, match="None of 3 queries is judged"):
         run(data)
+
+
+def test_queries_that_the_model_was_trained_on_are_left_out_and_counted(
+    tmp_path: Path, data: Path
+) -> None:
+    folder = tmp_path / "model"
+    (folder / "title").mkdir(parents=True)
+    (folder / "fusion.json").write_text("{}")
+    np.save(folder / "title" / FILE, fingerprints(["Heap!"]))
+    read = report(tmp_path, data, "--model", folder)
+    assert (read["queries"], read["left_out"], read["judged"]) == (3, 1, 1)
+    read = report(tmp_path, data, "--model", folder, "--trained-on")
+    assert (read["left_out"], read["judged"]) == (0, 2)
+    np.save(folder / "title" / FILE, fingerprints(["heap", "filmmaker"]))
+    with pytest.raises(CommandError, match="--trained-on"):
+        run(data, "--model", folder)
+
+
+def test_a_side_of_the_split(tmp_path: Path, data: Path) -> None:
+    texts = [f"heap {number}" for number in range(200)]
+    queries = [{"_id": f"q{number}", "text": text} for number, text in enumerate(texts)]
+    (data / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in queries))
+    (data / "qrels/test.tsv").write_text("".join(f"q{number}\td2\t1\n" for number in range(200)))
+    read = report(tmp_path, data, "--split", "dev", "--stage", "bm25")
+    assert read["judged"] == sum(side(text) == "dev" for text in texts) > 0
+    assert read["left_out"] == 200 - read["judged"]

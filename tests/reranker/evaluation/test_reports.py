@@ -61,7 +61,7 @@ def test_sweep_measures_each_depth(collection: Collection) -> None:
 def test_a_report_is_json(collection: Collection) -> None:
     rows = measure_runs(collection, {"good": (GOOD, None)}, MEASURES)
     points = sweep_depths(Backwards(), GOOD, collection, [1], MEASURES)
-    report = Report("tiny", 5, 4, 3, 100, "BM25", rows, {"reranker": "shipped"}, points)
+    report = Report("tiny", 5, 4, 0, 3, 100, "BM25", rows, {"reranker": "shipped"}, points)
     read = json.loads(json.dumps(report.to_json()))
     assert read["judged"] == 3
     assert read["rows"][0]["estimates"]["nDCG@10"]["mean"] == pytest.approx(1.0)

@@ -27,7 +27,7 @@ from reranker.training.finish import (
 )
 from reranker.training.loop import reciprocal_rank, schedule, train
 from reranker.training.prepare import prepare
-from reranker.training.split import side
+from reranker.evaluation.split import side
 from tests.reranker.conftest import WORDS, small_tokenizer
 
 QUERIES = 160
