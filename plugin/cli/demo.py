@@ -243,12 +243,13 @@ def _sidecar_of(client: OpenSearch, url: str, model: Path | None, stack: ExitSta
 @contextmanager
 def _index(client: OpenSearch, keep: bool) -> Iterator[None]:
     """Make the demo's index; remove it and its pipeline afterwards unless it is to be kept."""
-    if not prepare_index(client, INDEX):
+    if client.indices.exists(index=INDEX):
         raise CommandError(
             f"the cluster has an index {INDEX} already, which the demo does not touch: delete it"
             f" and its pipeline (`titlecast pipeline remove --name {INDEX}`), and run this again"
         )
     try:
+        prepare_index(client, INDEX)  # in here: a signal may come before its answer does
         yield
     finally:
         if not keep:
@@ -257,7 +258,7 @@ def _index(client: OpenSearch, keep: bool) -> Iterator[None]:
             except PipelineError:
                 pass  # it did not come that far
             finally:
-                client.indices.delete(index=INDEX)
+                client.indices.delete(index=INDEX, ignore=[404])
 
 
 def _load(console: Console, client: OpenSearch, source: str) -> None:

@@ -130,7 +130,7 @@ def marked(mark: str) -> list[str]:
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                found.append(f"{folder.name} {command.decode(errors='replace')[:200]}")
+                found.append(f"{folder.name} {command.decode(errors='replace')}")
     return found
 
 
