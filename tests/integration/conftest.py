@@ -20,6 +20,11 @@ import uvicorn
 from opensearchpy import OpenSearch
 
 from plugin.engines import Engine, EngineUnavailable, choose_engine, why_no_local_node
+from plugin.sidecar.app import Reranker, build_app
+from plugin.sidecar.settings import load_settings
+from reranker import Cascade
+from tests.integration import corpus
+from tests.integration.fakes import PATIENT, Backwards, Recorder
 
 _FOLDER = Path(__file__).parent
 
@@ -96,6 +101,7 @@ def cluster(sidecar: SidecarPort) -> Iterator[Engine]:
             heap="512m",
             # The quick compiler only: half the time to start, and no test is about speed.
             java_options=["-XX:TieredStopAtLevel=1"],
+            settings=PATIENT,
         )
         if engine.kind == "container":
             sidecar.host = "0.0.0.0"  # a container does not come from 127.0.0.1
@@ -120,3 +126,41 @@ def needs_local_node() -> None:
         if "OPENSEARCH_URL" not in os.environ:
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cascade() -> Cascade:
+    """The shipped models."""
+    return Cascade.load(threads=1)
+
+
+@pytest.fixture(scope="module")
+def index(client: OpenSearch) -> Iterator[str]:
+    """The index of `corpus`, reranked by default."""
+    client.search_pipeline.put(id=corpus.PIPELINE, body=corpus.pipeline())
+    corpus.make_index(client)
+    yield corpus.INDEX
+    client.indices.delete(index=f"{corpus.INDEX}*", ignore=[404])
+    client.search_pipeline.delete(id=corpus.PIPELINE, ignore=[404])
+
+
+@contextlib.contextmanager
+def _served(models: Reranker, sidecar: SidecarPort) -> Iterator[Recorder]:
+    recorder = Recorder(models)
+    with sidecar.serving(build_app(recorder, load_settings())):
+        recorder.asked.clear()  # the warm-up is nobody's search
+        yield recorder
+
+
+@pytest.fixture
+def real(cascade: Cascade, sidecar: SidecarPort) -> Iterator[Recorder]:
+    """The sidecar with the shipped models."""
+    with _served(cascade, sidecar) as recorder:
+        yield recorder
+
+
+@pytest.fixture
+def backwards(sidecar: SidecarPort) -> Iterator[Recorder]:
+    """The sidecar with models that turn the engine's order around."""
+    with _served(Backwards(), sidecar) as recorder:
+        yield recorder
