@@ -81,7 +81,8 @@ record Candidates(
       return "it asks for no hits";
     }
     if (source.collapse() != null && !source.collapse().getInnerHits().isEmpty()) {
-      // The engine runs one more search for every hit of the window, not only of the page.
+      // The engine runs one more search for every hit of the window, not only of the page. (Those
+      // searches go through the index's default pipeline, and nothing tells them from a client's.)
       return "it collapses with inner_hits";
     }
     StoredFieldsContext stored = source.storedFields();
