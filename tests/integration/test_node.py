@@ -32,14 +32,6 @@ from plugin.node.processes import ProcessId
 from plugin.node.tools import find_jdk
 
 QUICK = ["-XX:TieredStopAtLevel=1"]
-CLI = """
-import typer
-import plugin.cli.node
-
-app = typer.Typer(callback=lambda: None)
-plugin.cli.node.register(app)
-app()
-"""
 
 
 def test_the_engine_is_the_version_that_the_plugin_is_built_for(
@@ -171,7 +163,7 @@ def own_home(needs_local_node: None) -> Iterator[Path]:
 def test_the_command_line_starts_shows_and_stops_a_node(own_home: Path) -> None:
     def titlecast(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-c", CLI, "node", *words],
+            [sys.executable, "-m", "plugin.cli.main", "node", *words],
             env={**os.environ, "TITLECAST_HOME": str(own_home), "COLUMNS": "200"},
             capture_output=True,
             text=True,
