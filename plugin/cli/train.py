@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 from pathlib import Path
 from typing import Annotated, Literal
@@ -86,7 +87,12 @@ def export(
     from reranker.training.finish import export_trained
 
     export_trained(training, out, name, precision, blend)
-    Console().print(f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 1e6:.1f} MB")
+    config = json.loads((out / "config.json").read_text("utf-8"))
+    Console().print(
+        f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 1e6:.1f} MB; its order of dev "
+        f"lists against the training's, in fp32: Kendall tau {config['kendall_tau']:.3f}",
+        soft_wrap=True,
+    )
 
 
 def fuse(

@@ -13,14 +13,15 @@ from tokenizers import Tokenizer
 
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import read_collection
+from reranker.evaluation.split import side
 from reranker.fusion import Fusion, neutral, standardise
 from reranker.models.backbone import load_backbone
 from reranker.models.export import Precision, export, measure_ranges
+from reranker.runtime import load_model
 from reranker.training.config import read_recipe
 from reranker.training.examples import load
 from reranker.training.lists import Tokens, padded
 from reranker.training.loop import Model, new_model
-from reranker.evaluation.split import side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,9 +72,9 @@ def export_trained(
     """Write a training's result as a model folder for serving."""
     recipe, model = load_trained(folder, blend)
     backbone = load_backbone(recipe.backbone)
-    ranges = None
-    if precision == "int8":
-        ranges = measure_ranges(model, calibration_lists(recipe, folder, backbone.tokenizer_json))
+    lists = dev_lists(recipe, folder, backbone.tokenizer_json)
+    measured, checked = lists[:48], lists[48:]
+    ranges = measure_ranges(model, measured) if precision == "int8" else None
     export(model, out, precision, ranges)
     (out / "tokenizer.json").write_text(_compact(backbone.tokenizer_json), "utf-8")
     config = {
@@ -85,14 +86,40 @@ def export_trained(
         "blend": blend,
         **_LIMITS[recipe.task],
     }
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    path = out / "config.json"
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    config["kendall_tau"] = round(agreement(model, out, checked), 4)
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     shutil.copyfile(folder / "trained-on.npy", out / "trained-on.npy")
 
 
-def calibration_lists(
-    recipe: Recipe, folder: Path, tokenizer_json: str, queries: int = 48, depth: int = 24
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Lists of the dev split in the shape that `measure_ranges` takes, evenly from all sources."""
+List = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@torch.no_grad()
+def agreement(model: Model, folder: Path, lists: Sequence[List]) -> float:
+    """Mean over lists of Kendall's tau between the exported folder's order and torch's in fp32."""
+    exported, _ = load_model(folder)
+    taus = []
+    for query, ids, mask in lists:
+        read = model.encode_query(query, torch.ones_like(query, dtype=torch.bool))
+        exact = model.score(read, ids, mask).numpy()  # type: ignore[arg-type]
+        rows = [row[seen].numpy() for row, seen in zip(ids, mask, strict=True)]
+        taus.append(kendall_tau(exact, exported.score(exported.read(query[0].numpy()), rows)))
+    return float(np.mean(taus))
+
+
+def kendall_tau(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
+    """Kendall's tau-a of two scorings (n,) of the same things, by its definition."""
+    upper = np.triu_indices(len(one), 1)
+    signs = np.sign(one[:, None] - one[None, :]) * np.sign(two[:, None] - two[None, :])
+    return float(signs[upper].mean())
+
+
+def dev_lists(
+    recipe: Recipe, folder: Path, tokenizer_json: str, queries: int = 80, depth: int = 24
+) -> list[List]:
+    """Lists of the dev split, (query ids (1, Q), text ids (N, T), mask (N, T)), of all sources."""
     pool, items = load(folder / "dev")
     chosen = np.random.default_rng(0).permutation(len(items))[:queries].tolist()
     places = [(items[i].golds + items[i].candidates)[:depth] for i in chosen]

@@ -16,8 +16,8 @@ from reranker.evaluation.collections import (
     read_collection,
 )
 from reranker.evaluation.contamination import fingerprint, fingerprints
-from reranker.training import examples
 from reranker.evaluation.split import side
+from reranker.training import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -15,19 +15,20 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from reranker import Cascade, Hit
 from reranker.evaluation.contamination import fingerprint
+from reranker.evaluation.split import side
 from reranker.training.config import Recipe, read_recipe
 from reranker.training.examples import load
 from reranker.training.finish import (
     Window,
     export_trained,
     fit_fusion,
+    kendall_tau,
     load_trained,
     score_windows,
     sources_of,
 )
 from reranker.training.loop import reciprocal_rank, schedule, train
 from reranker.training.prepare import prepare
-from reranker.evaluation.split import side
 from tests.reranker.conftest import WORDS, small_tokenizer
 
 QUERIES = 160
@@ -221,6 +222,8 @@ def test_export_and_fuse_make_a_cascade(data, backbone, tmp_path):
         recipe = prepared(tmp_path / task, data, recipe_text(task, backbone))
         train(recipe, tmp_path / task, stop_at=4)
         export_trained(tmp_path / task, tmp_path / "model" / task, f"small-{task}")
+        config = json.loads((tmp_path / "model" / task / "config.json").read_text())
+        assert config["kendall_tau"] > 0.7  # a barely trained network is near all ties
     from reranker import PassageReranker, TitleReranker
 
     title = TitleReranker.load(tmp_path / "model/title", threads=1)
@@ -259,6 +262,13 @@ def test_the_schedule_rises_stays_and_falls(data, backbone, tmp_path):
     assert set(factors[15:75]) == {1.0}
     assert factors[80:] == sorted(factors[80:], reverse=True)
     assert 0 < factors[-1] < 0.1
+
+
+def test_kendall_s_tau_by_hand():
+    one = np.array([3.0, 2.0, 1.0], dtype=np.float32)
+    assert kendall_tau(one, one) == 1.0
+    assert kendall_tau(one, -one) == -1.0
+    assert kendall_tau(one, one[[1, 0, 2]]) == pytest.approx(1 / 3)
 
 
 def test_ties_are_lost():

@@ -1,0 +1,60 @@
+"""`titlecast train`, `export`, `fuse`: what is refused, each time with the remedy."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from plugin.cli import train as command
+from plugin.cli.options import CommandError
+
+RECIPE = 'task = "title"\n[data]\nsources = [{path = "x.jsonl", format = "kilt"}]\n'
+
+
+def run(*arguments: object) -> str:
+    app = typer.Typer()
+    command.register(app)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+def test_a_recipe_of_the_other_stage_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+    with pytest.raises(CommandError, match="recipe for titles"):
+        run(
+            "train",
+            "passage",
+            "--data",
+            tmp_path,
+            "--out",
+            tmp_path,
+            "--config",
+            tmp_path / "r.toml",
+        )
+
+
+def test_a_folder_with_another_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "recipe.toml").write_text(RECIPE + "# changed\n")
+    with pytest.raises(CommandError, match="another --out"):
+        run("train", "title", "--data", tmp_path, "--out", out, "--config", tmp_path / "r.toml")
+
+
+def test_export_before_training_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    with pytest.raises(FileNotFoundError, match="titlecast train"):
+        run("export", tmp_path, "--out", tmp_path / "model", "--name", "x")
+
+
+def test_without_torch_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else True)
+    with pytest.raises(CommandError, match=r"training needs torch; .*titlecast\[train\]"):
+        run("train", "title", "--data", tmp_path, "--out", tmp_path)
