@@ -479,7 +479,10 @@ def _own_folder(folder: Path, owner: _Owner | None) -> None:
 
 def _start_error(what: str, nodes: Sequence[Node]) -> StartError:
     tail = tuple(line for node in nodes for line in node.log_tail())
-    reason = next((line for line in tail if re.search(r"(Exception|Error)\b", line)), "")
+    errors = [line for line in tail if re.search(r"(Exception|Error)\b", line)]
+    # What failed to load matters less than why, which comes after it.
+    causes = [line for line in errors if "Likely root cause" in line]
+    reason = next(iter(causes or errors), "")
     return StartError(
         f"{what}{f' ({reason.strip()[:300]})' if reason else ''}: see the end of its log.", tail
     )

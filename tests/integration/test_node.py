@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opensearchpy import OpenSearch
@@ -71,7 +73,7 @@ def test_two_nodes_form_one_cluster_and_leave_nothing_behind() -> None:
         heap="512m",
         java_options=QUICK,
         sidecar_urls=["http://127.0.0.1:1", "http://127.0.0.1:2"],
-        secure_settings={"title_rerank.sidecar.key": "a key"},  # unknown ones stop a node
+        secure_settings={"title_rerank.sidecar.key": "a-key"},  # unknown ones stop a node
     )
     with cluster, contextlib.closing(OpenSearch(cluster.urls, timeout=60)) as client:
         nodes = cluster.nodes
@@ -104,11 +106,21 @@ def test_two_nodes_form_one_cluster_and_leave_nothing_behind() -> None:
 
 
 @pytest.mark.usefixtures("needs_local_node")
-def test_a_node_that_cannot_start_says_why_and_leaves_nothing_behind() -> None:
-    cluster = LocalCluster(heap="512m", java_options=QUICK, settings={"no.such.setting": 1})
-    with pytest.raises(StartError, match=r"no\.such\.setting") as caught:
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"settings": {"no.such.setting": 1}}, "no.such.setting"),
+        ({"secure_settings": {"title_rerank.sidecar.key": "a key"}}, "visible ASCII only"),
+    ],
+    ids=["setting", "key"],
+)
+def test_a_node_that_cannot_start_says_why_and_leaves_nothing_behind(
+    options: dict[str, Any], reason: str
+) -> None:
+    cluster = LocalCluster(heap="512m", java_options=QUICK, **options)
+    with pytest.raises(StartError, match=re.escape(reason)) as caught:
         cluster.start()
-    assert any("no.such.setting" in line for line in caught.value.log_tail)
+    assert any(reason in line for line in caught.value.log_tail)
     assert cluster.nodes == ()
 
 
