@@ -85,7 +85,7 @@ def sidecar() -> Iterator[SidecarPort]:
     """The sidecar's address; `with sidecar.serving(app):` puts one there.
 
     For a cluster named by OPENSEARCH_URL, TITLECAST_TEST_SIDECAR_PORT says which port its node
-    setting `title_rerank.sidecar.urls` names.
+    setting `title_rerank.sidecar.urls` names; it should have the settings `PATIENT` as well.
     """
     port = SidecarPort(int(os.environ.get("TITLECAST_TEST_SIDECAR_PORT", "0")))
     yield port

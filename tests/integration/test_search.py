@@ -575,9 +575,11 @@ def test_an_alias_is_searched_like_its_index(client: OpenSearch, backwards: Reco
 def another(client: OpenSearch, *arguments: Any, **options: Any) -> Iterator[str]:
     """One more index, for the time of a test."""
     name = f"{INDEX}-another"
-    make_index(client, name, *arguments, **options)
-    yield name
-    client.indices.delete(index=name)
+    try:
+        make_index(client, name, *arguments, **options)
+        yield name
+    finally:
+        client.indices.delete(index=name, ignore=[404])
 
 
 def test_several_indices_are_reranked_as_one(
