@@ -129,8 +129,9 @@ def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> Path:
         if step % recipe.check_every == 0 or step == recipe.steps:
             scores = check(recipe, model, float(first_stage.detach()), dev, dev_queries, texts)
             line.update(scores)
-            if scores["fused"] >= best:
-                best = scores["fused"]
+            quality = (scores["alone"] + scores["fused"]) / 2
+            if quality >= best:
+                best = quality
                 write({"model": model.state_dict(), "step": step, **scores}, folder / "best.pt")
             log.info("step %d: %s", step, scores)
         if step % 10 == 0 or "fused" in line:
