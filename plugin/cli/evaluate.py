@@ -35,9 +35,9 @@ from reranker.evaluation.runs import (
     oracle,
     rerank,
 )
+from reranker.evaluation.split import side
 from reranker.evaluation.trec import read_run, write_run
 from reranker.stages import SHIPPED
-from reranker.evaluation.split import side
 
 _PAGE_MEASURES = "KILT-Rprec,KILT-R@5,R@5,R@20"
 _PASSAGE_MEASURES = "nDCG@10,RR@10,R@20,R@100"
