@@ -75,13 +75,12 @@ class Tokenizer:
             room = limit - 2 - len(short)
             step = max(1, room - stride)
             windows: list[NDArray[np.int64]] = []
-            start = 0
-            while len(windows) < most:
-                windows.append(self._closed(np.concatenate([short, body[start : start + room]])))
-                if start + room >= len(body):
-                    break
+            start = reached = 0
+            while len(windows) < most and (reached < len(body) or not windows):
+                reached = min(start + room, len(body))
+                windows.append(self._closed(np.concatenate([short, body[start:reached]])))
                 start += step
-            left_out = start + room < len(body) or len(short) < len(head)
+            left_out = reached < len(body) or len(short) < len(head)
             found.append(Windowed(windows, left_out or head_cut or body_cut))
         return found
 

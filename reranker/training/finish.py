@@ -73,7 +73,8 @@ def export_trained(
     recipe, model = load_trained(folder, blend)
     backbone = load_backbone(recipe.backbone)
     lists = dev_lists(recipe, folder, backbone.tokenizer_json)
-    measured, checked = lists[:48], lists[48:]
+    cut = -(-3 * len(lists) // 5)
+    measured, checked = lists[:cut], lists[cut:] or lists
     ranges = measure_ranges(model, measured) if precision == "int8" else None
     export(model, out, precision, ranges)
     (out / "tokenizer.json").write_text(_compact(backbone.tokenizer_json), "utf-8")
