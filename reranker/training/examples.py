@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reranker.fusion import standardise
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
 
 @dataclass
@@ -32,17 +32,6 @@ class Example:
     first_stage: list[float]  # standardised first-stage score of each candidate
     gold_first_stage: list[float]  # and of each gold text
     others: list[int] = field(default_factory=list)  # candidates without a first-stage score
-
-
-def standardise(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores of one window to mean 0 and deviation 1; all zero where they are equal."""
-    if len(scores) == 0:
-        return scores
-    spread = float(scores.std())
-    if spread < 1e-6:
-        return np.zeros_like(scores)
-    out: NDArray[np.float32] = ((scores - scores.mean()) / spread).astype(np.float32)
-    return out
 
 
 def example(
@@ -60,7 +49,7 @@ def example(
     """
     golds = sorted(set(golds))
     out = set(golds) | set(skip)
-    z = standardise(np.asarray(scores, dtype=np.float32))
+    z = standardise(np.asarray(scores, dtype=np.float64))
     at = {text: float(value) for text, value in zip(window, z, strict=True)}
     floor = min(at.values(), default=0.0)
     kept = [text for text in window if text not in out]
