@@ -13,9 +13,6 @@ from rich.console import Console
 
 from plugin.cli.options import CommandError
 
-_RECIPES = "recipes"
-
-
 Task = Literal["title", "passage"]
 Precision = Literal["int8", "fp32"]
 
@@ -53,7 +50,7 @@ def train(
     from reranker.training.prepare import prepare
 
     logging.getLogger("reranker").setLevel(logging.INFO)
-    recipe_path = config or Path(configs.__file__).parent / _RECIPES / f"{task}.toml"
+    recipe_path = config or configs.RECIPES / f"{task}.toml"
     recipe = configs.read_recipe(recipe_path)
     if recipe.task != task:
         raise CommandError(f"{recipe_path} is a recipe for {recipe.task}s; give one for {task}s")
@@ -109,7 +106,7 @@ def fuse(
     from reranker.training import config as configs
     from reranker.training.finish import fit_fusion, score_windows
 
-    path = config or Path(configs.__file__).parent / _RECIPES / "passage.toml"
+    path = config or configs.RECIPES / "passage.toml"
     windows = score_windows(
         configs.read_recipe(path),
         data,

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reranker.evaluation.collections import Collection, Document, Query
+from reranker.fusion import standardise
 from reranker.records import Hit, RerankResult
 
 Ranking = list[tuple[str, float]]
@@ -217,12 +218,5 @@ def oracle(run: Run, collection: Collection) -> Run:
 
 
 def _standardise(ranking: Ranking) -> Ranking:
-    if not ranking:
-        return []
-    scores = np.array([score for _, score in ranking], dtype=np.float64)
-    spread = scores.std()
-    # Rounding gives equal scores a spread that is not quite 0.
-    if spread <= 1e-9 * np.abs(scores).max():
-        return [(key, 0.0) for key, _ in ranking]
-    standard = (scores - scores.mean()) / spread
-    return [(key, score) for (key, _), score in zip(ranking, standard.tolist(), strict=True)]
+    scores = standardise(np.array([score for _, score in ranking], dtype=np.float64))
+    return [(key, score) for (key, _), score in zip(ranking, scores.tolist(), strict=True)]

@@ -15,6 +15,8 @@ if sys.version_info >= (3, 11):
 else:  # the same library under its old name
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
+RECIPES = Path(__file__).parent / "recipes"  # those of the shipped models
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from reranker import Cascade, Hit
 from reranker.evaluation.contamination import fingerprint
 from reranker.evaluation.split import side
-from reranker.training.config import Recipe, read_recipe
+from reranker.training.config import RECIPES, Recipe, read_recipe
 from reranker.training.examples import load
 from reranker.training.finish import (
     Window,
@@ -292,10 +292,7 @@ def test_a_wrong_recipe_names_the_field(tmp_path, text, message):
 
 
 def test_the_shipped_recipes_are_valid():
-    import reranker.training
-
-    folder = Path(reranker.training.__file__).parent / "recipes"
-    assert {read_recipe(path).task for path in folder.glob("*.toml")} == {"title", "passage"}
+    assert {read_recipe(path).task for path in RECIPES.glob("*.toml")} == {"title", "passage"}
 
 
 def test_what_is_to_be_left_out_is_read_by_id_and_text(tmp_path):
