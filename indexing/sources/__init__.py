@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
 from indexing.records import Record
@@ -15,12 +16,17 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 
 class Source(NamedTuple):
-    """An opened source: records in constant memory, once, and how far the reading has come."""
+    """An opened source: records in constant memory, once, and how far the reading has come.
+
+    Two sources with the same `fingerprint` yield the same records in the same order: a load that
+    stopped at a position of one can go on at that position of the other.
+    """
 
     name: str
     format: Format
     records: Iterator[Record]
     fraction: Callable[[], float | None]  # from 0 to 1; None where the end is not known
+    fingerprint: Mapping[str, str | int] = MappingProxyType({})  # what to read, and how
 
 
 class SourceError(OSError):
