@@ -144,9 +144,13 @@ class BroadcastEncoder(nn.Module):
         self, query: QueryStates, ids: Tensor, mask: Tensor, owner: Tensor | None = None
     ) -> Tensor:
         """The dual encoder's logits (N,): the same network with the query's attention off."""
-        pooled = self.encode_text(None, ids, mask)
-        against = query.pooled if owner is None else query.pooled[owner]
-        out: Tensor = self.scale * F.cosine_similarity(pooled, against, dim=-1)
+        scores = self.dual_scores(query, ids, mask)  # (N, B)
+        return scores[:, 0] if owner is None else scores.gather(1, owner[:, None]).squeeze(1)
+
+    def dual_scores(self, query: QueryStates, ids: Tensor, mask: Tensor) -> Tensor:
+        """The dual encoder's logits (N, B) of every text against every query."""
+        texts = F.normalize(self.encode_text(None, ids, mask), dim=-1)  # (N, H)
+        out: Tensor = self.scale * texts @ F.normalize(query.pooled, dim=-1).T
         return out
 
     def encode_text(

@@ -33,6 +33,8 @@ class SourceConfig(_Strict):
     # Field of a JSON Lines source that names the query another one was made from; where that
     # one is held out, so is this one (HoVer's claims: "hpqa_id").
     made_from: str | None = None
+    # How often each training query is taken per epoch: 2 is twice, 0.3 is three in ten of them.
+    weight: float = Field(default=1.0, gt=0)
 
 
 class DataConfig(_Strict):
@@ -47,7 +49,8 @@ class DataConfig(_Strict):
 class ListConfig(_Strict):
     """How one training list is drawn from a query's candidates."""
 
-    size: int = Field(default=32, ge=2)  # texts per list, the gold one included
+    size: int = Field(default=32, ge=2)  # texts per list, the gold ones included
+    golds: int = Field(default=1, ge=1)  # at most so many of a query's gold texts
     near: int = Field(default=8, ge=0)  # of them from the head of the window
     head: int = Field(default=16, ge=1)  # how long that head is
     dense: int = Field(default=0, ge=0)  # from the dense candidates
@@ -73,6 +76,11 @@ class Recipe(_Strict):
     with_first_stage: float = Field(default=0.5, ge=0, le=1)
     # Weight of RocketQAv2's KL term; the dual encoder is the same network without the query.
     distillation: float = Field(default=0.0, ge=0)
+    # Weight of the dual encoder's own cross-entropy, against the whole batch's texts.
+    in_batch: float = Field(default=0.0, ge=0)
+    # The dual encoder reads every text a second time, which nearly doubles a step: it takes part
+    # in every batch (1), every second one (2) …
+    dual_every: int = Field(default=1, ge=1)
     steps: int = Field(default=2000, ge=1)
     queries_per_step: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)

@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     gold: Tensor  # (B, N)
     valid: Tensor  # (B, N)
     first_stage: Tensor  # (B, N), standardised; where unknown, the window's lowest
+    elsewhere: Tensor  # (B, B * N), True for other lists' texts that are no gold of this query
 
 
 class Tokens:
@@ -82,9 +83,13 @@ def draw_examples(count: int, size: int, step: int, seed: int) -> list[int]:
 def draw_list(
     item: Example, config: ListConfig, pool: int, rng: np.random.Generator
 ) -> tuple[list[int], list[float]]:
-    """One gold text followed by negatives, with their first-stage scores; at most `size`."""
-    which = int(rng.integers(len(item.golds)))
-    texts = {item.golds[which]: item.gold_first_stage[which]}
+    """Gold texts followed by negatives, with their first-stage scores; at most `size`.
+
+    There is always a negative: of many gold texts, some wait for another step.
+    """
+    number = min(config.golds, config.size - 1)
+    which = rng.permutation(len(item.golds))[:number].tolist()
+    texts = {item.golds[i]: item.gold_first_stage[i] for i in which}
     floor = min(item.first_stage)
     known = dict(zip(item.candidates, item.first_stage, strict=True))
 
@@ -133,5 +138,12 @@ def make_batch(
         owners = torch.tensor([owner for _, owner, _ in rows])
         places = torch.tensor([owner * width + place for _, owner, place in rows])
         cut.append(Chunk(ids, mask, owners, places))
+    names = torch.full(valid.shape, -1)
+    for owner, (texts, _) in enumerate(lists):
+        names[owner, : len(texts)] = torch.tensor(texts)
+    elsewhere = torch.zeros(len(lists), names.numel(), dtype=torch.bool)
+    for owner, (texts, _) in enumerate(lists):
+        own = torch.tensor([*texts, *golds[owner], -1])
+        elsewhere[owner] = ~torch.isin(names.flatten(), own)
     query_ids, query_mask = padded(queries)
-    return Batch(query_ids, query_mask, cut, gold, valid, first)
+    return Batch(query_ids, query_mask, cut, gold, valid, first, elsewhere)

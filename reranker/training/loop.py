@@ -25,7 +25,6 @@ from reranker.training import losses
 from reranker.training.examples import Example, load
 from reranker.training.lists import (
     Batch,
-    Chunk,
     Tokens,
     draw_examples,
     draw_list,
@@ -107,7 +106,8 @@ def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> Path:
                 chunks=4,
             )
             added = torch.from_numpy(rng.random(len(chosen)) < recipe.with_first_stage)
-            loss = batch_loss(recipe, model, batch, first_stage, added) / recipe.accumulate
+            dual = draw % recipe.dual_every == 0
+            loss = batch_loss(recipe, model, batch, first_stage, added, dual) / recipe.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             tokens_seen += sum(chunk.mask.numel() for chunk in batch.chunks)
@@ -189,32 +189,43 @@ def parameter_groups(
     return groups
 
 
-def list_logits(model: Model, batch: Batch, dual: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The model's logits over the lists, (B, N), and the dual encoder's where asked for."""
-    read = model.encode_query(batch.query_ids, batch.query_mask)
-    shape = batch.valid.shape
+def list_logits(model: Model, batch: Batch) -> Tensor:
+    """The model's logits over the lists, (B, N)."""
+    return _list_logits(model, batch, model.encode_query(batch.query_ids, batch.query_mask))
+
+
+def _list_logits(model: Model, batch: Batch, read: Any) -> Tensor:
+    parts = [model.score(read, c.ids, c.mask, c.owner) for c in batch.chunks]
+    return _at_their_places(batch, parts).view(batch.valid.shape)
+
+
+def _dual_logits(model: BroadcastEncoder, batch: Batch, read: Any) -> Tensor:
+    """The dual encoder's logits of every query (B) against every list's texts, (B, B * N)."""
+    parts = [model.dual_scores(read, chunk.ids, chunk.mask) for chunk in batch.chunks]
+    return _at_their_places(batch, parts).T
+
+
+def _at_their_places(batch: Batch, parts: Sequence[Tensor]) -> Tensor:
+    """The chunks' rows in the order of the flattened lists; zeros where there is no text."""
     order = torch.cat([chunk.place for chunk in batch.chunks])
-
-    def spread(parts: Sequence[Tensor]) -> Tensor:
-        return torch.zeros(shape.numel()).index_put((order,), torch.cat(list(parts))).view(shape)
-
-    def one(chunk: Chunk) -> Tensor:
-        out: Tensor = model.score(read, chunk.ids, chunk.mask, chunk.owner)  # type: ignore[arg-type]
-        return out
-
-    logits = spread([one(chunk) for chunk in batch.chunks])
-    if not dual:
-        return logits, None
-    if not isinstance(model, BroadcastEncoder):
-        raise ValueError("distillation needs the broadcast architecture, which has a dual encoder")
-    return logits, spread([model.dual_score(read, c.ids, c.mask, c.owner) for c in batch.chunks])  # type: ignore[arg-type]
+    rows = torch.cat(list(parts))
+    return rows.new_zeros(batch.valid.numel(), *rows.shape[1:]).index_put((order,), rows)
 
 
 def batch_loss(
-    recipe: Recipe, model: Model, batch: Batch, first_stage: Tensor, added: Tensor
+    recipe: Recipe,
+    model: Model,
+    batch: Batch,
+    first_stage: Tensor,
+    added: Tensor,
+    dual: bool = True,
 ) -> Tensor:
-    """The recipe's loss of one batch; `added` (B,) says which lists add the first stage."""
-    logits, dual = list_logits(model, batch, dual=recipe.distillation > 0)
+    """The recipe's loss of one batch; `added` (B,) says which lists add the first stage.
+
+    `dual` False leaves the dual encoder's part out.
+    """
+    read = model.encode_query(batch.query_ids, batch.query_mask)
+    logits = _list_logits(model, batch, read)
     fused = logits + first_stage * batch.first_stage * added[:, None]
     if recipe.loss == "softmax":
         loss = losses.listwise_softmax(fused, batch.gold, batch.valid)
@@ -224,8 +235,19 @@ def batch_loss(
         )
     else:
         loss = losses.pairwise_logistic(fused, batch.gold, batch.valid)
-    if dual is not None:
-        loss = loss + recipe.distillation * losses.dynamic_distillation(dual, logits, batch.valid)
+    if not dual or not (recipe.distillation or recipe.in_batch):
+        return loss
+    if not isinstance(model, BroadcastEncoder):
+        raise ValueError("distillation needs the broadcast architecture, which has a dual encoder")
+    scores = _dual_logits(model, batch, read)  # (B, B * N)
+    rows = torch.arange(len(scores))
+    student = scores.view(len(scores), *batch.valid.shape)[rows, rows]  # (B, N)
+    if recipe.distillation:
+        distance = losses.dynamic_distillation(student, logits, batch.valid)
+        loss = loss + recipe.distillation * distance
+    if recipe.in_batch:
+        own = losses.in_batch_softmax(scores, batch.gold, batch.valid, batch.elsewhere)
+        loss = loss + recipe.in_batch * own
     return loss
 
 
@@ -253,7 +275,7 @@ def check(
         window = [*zip(item.golds, item.gold_first_stage, strict=True), *pairs]
         lists = [([text for text, _ in window], [score for _, score in window])]
         batch = make_batch([queries[place]], lists, [set(item.golds)], texts, chunks=3)
-        logits, _ = list_logits(model, batch)
+        logits = list_logits(model, batch)
         gold = batch.gold[0]
         alone.append(reciprocal_rank(logits[0], gold))
         before.append(reciprocal_rank(batch.first_stage[0], gold))

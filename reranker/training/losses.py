@@ -58,6 +58,23 @@ def dynamic_distillation(student: Tensor, teacher: Tensor, valid: Tensor) -> Ten
     return terms.sum(-1).mean()
 
 
+def in_batch_softmax(scores: Tensor, gold: Tensor, valid: Tensor, elsewhere: Tensor) -> Tensor:
+    """Mean over the gold texts of -log softmax(gold against its list's and others' texts).
+
+    `scores` (B, B * N) holds each query's scores of all B lists' texts, its own at
+    [b, b * N : (b + 1) * N]; `elsewhere` (B, B * N) names the others that may stand against it.
+    The usual way to train a dual encoder (DPR, arXiv 2004.04906, section 3.2); a scalar.
+    """
+    rows = torch.arange(len(gold))
+    spread = torch.zeros(len(gold), *gold.shape, dtype=torch.bool)
+    spread[rows, rows] = valid & ~gold
+    own = spread.flatten(1) | elsewhere  # (B, B * N), every text that counts as a negative
+    against = torch.logsumexp(scores.masked_fill(~own, _OUT), -1, keepdim=True)  # (B, 1)
+    golds = scores.view(len(gold), *gold.shape)[rows, rows]  # (B, N)
+    usable = own.any(-1, keepdim=True)
+    return _mean(F.softplus(torch.where(usable, against, 0.0) - golds), gold & valid & usable)
+
+
 def _margins(logits: Tensor, gold: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """logsumexp(negatives) - gold for every text (B, N), and which of them count."""
     negative = valid & ~gold

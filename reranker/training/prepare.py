@@ -59,13 +59,17 @@ def prepare(
     build = _titles if recipe.task == "title" else _passages
     pool, items = build(recipe, collections, corpus, encode)
 
+    weights = {
+        collection.name: source.weight
+        for (collection, _), source in zip(collections, recipe.data.sources, strict=True)
+    }
     kept: dict[str, list[examples.Example]] = {"train": [], "dev": []}
     for id, item in items:
         where = side(item.query)
         if where == "dev" and id not in excluded and fingerprint(item.query) not in prints:
             kept["dev"].append(item)
         elif where == "train" and id not in held_out:
-            kept["train"].append(item)
+            kept["train"].extend([item] * times(item, weights.get(item.source, 1.0)))
     for name, chosen in kept.items():
         examples.save(out / name, pool, chosen)
         log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
@@ -84,6 +88,12 @@ def _read(recipe: Recipe, data: Path) -> list[tuple[Collection, bool]]:
         log.info("%s: %d judged queries", collection.name, len(collection.judged))
         read.append((collection, source.skip_gold_title))
     return read
+
+
+def times(item: examples.Example, weight: float) -> int:
+    """How often an example is taken: whole numbers for all, the rest for a fixed share of them."""
+    share = int(fingerprint(item.query)) % 997 / 997
+    return int(weight) + (share < weight % 1)
 
 
 def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[str]:

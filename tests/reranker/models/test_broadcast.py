@@ -197,3 +197,21 @@ def test_a_missing_weight_is_named():
                 "layer_norm_eps": 1e-12,
             },
         )
+
+
+def test_the_dual_encoder_scores_every_text_against_every_query():
+    model = random_encoder(SMALL)
+    ids, mask = padded([[5, 9, 8], [6], [7, 7]])
+    query_ids, query_mask = padded([[7, 8], [9, 5, 6]])
+    owner = torch.tensor([0, 1, 1])
+    with torch.no_grad():
+        read = model.encode_query(query_ids, query_mask)
+        every = model.dual_scores(read, ids, mask)
+        assert every.shape == (3, 2)
+        for text in range(3):
+            for query in range(2):
+                vector = model.encode_text(None, ids, mask)[text]
+                cosine = torch.cosine_similarity(vector, read.pooled[query], dim=0)
+                assert torch.allclose(every[text, query], model.scale * cosine, atol=1e-4)
+        own = model.dual_score(read, ids, mask, owner)
+        assert torch.allclose(own, every[torch.arange(3), owner], atol=1e-5)

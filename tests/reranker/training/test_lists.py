@@ -10,11 +10,13 @@ from tokenizers import Tokenizer
 from reranker.training.config import ListConfig
 from reranker.training.examples import example
 from reranker.training.lists import Tokens, draw_examples, draw_list, make_batch
+from reranker.training.prepare import times
 from tests.reranker.conftest import small_tokenizer
 
 
 @given(
     golds=st.sets(st.integers(0, 30), min_size=1, max_size=3),
+    taken=st.integers(1, 3),
     window=st.lists(st.integers(0, 30), min_size=6, max_size=25, unique=True),
     size=st.integers(2, 12),
     near=st.integers(0, 4),
@@ -22,18 +24,20 @@ from tests.reranker.conftest import small_tokenizer
     seed=st.integers(0, 99),
 )
 @settings(deadline=None)
-def test_a_list_is_one_gold_and_negatives(golds, window, size, near, random, seed):
+def test_a_list_is_golds_and_negatives(golds, taken, window, size, near, random, seed):
     scores = [float(30 - place) for place in range(len(window))]
     item = example("set", "query", golds, window, scores, others=[31, 32])
     if not item.candidates:
         return
-    config = ListConfig(size=size, near=near, head=4, dense=1, random=random)
+    config = ListConfig(size=size, golds=taken, near=near, head=4, dense=1, random=random)
     texts, first = draw_list(item, config, 33, np.random.default_rng(seed))
-    assert texts[0] in golds
-    assert not golds & set(texts[1:])
+    number = min(taken, len(golds), size - 1)
+    assert set(texts[:number]) <= golds
+    assert not golds & set(texts[number:])
+    assert len(texts) > number
     assert len(texts) == len(set(texts)) == len(first) <= size
     known = dict(zip(item.candidates, item.first_stage, strict=True))
-    for text, score in list(zip(texts, first, strict=True))[1:]:
+    for text, score in list(zip(texts, first, strict=True))[number:]:
         assert score == known.get(text, min(item.first_stage))
 
 
@@ -50,6 +54,27 @@ def test_skipped_texts_are_never_negatives():
     assert item.candidates == [0, 3]
     assert item.others == [5]
     assert item.gold_first_stage == [round(0.4472, 4)]
+
+
+def test_texts_of_other_lists_stand_against_a_query_unless_they_are_its_own():
+    texts = ["merge", "sort", "heap", "queue", "read", "file"]
+    tokens = Tokens(Tokenizer.from_str(small_tokenizer()), texts, 6)
+    lists = [([0, 1, 2], [3.0, 2.0, 1.0]), ([3, 0], [2.0, 1.0]), ([4, 5, 1], [3.0, 2.0, 1.0])]
+    batch = make_batch([tokens[0]] * 3, lists, [{0, 5}, {3}, {4}], tokens, chunks=2)
+    named = [0, 1, 2, 3, 0, -1, 4, 5, 1]
+    for query, (own, golds) in enumerate([({0, 1, 2}, {0, 5}), ({3, 0}, {3}), ({4, 5, 1}, {4})]):
+        wanted = [text >= 0 and text not in own | golds for text in named]
+        assert batch.elsewhere[query].tolist() == wanted
+
+
+def test_an_example_is_taken_as_often_as_its_source_weighs():
+    items = [example("set", f"query {i}", [0], [1, 2], [2.0, 1.0]) for i in range(2000)]
+    assert all(times(item, 1.0) == 1 for item in items)
+    assert all(times(item, 3.0) == 3 for item in items)
+    some = [times(item, 1.25) for item in items]
+    assert set(some) == {1, 2}
+    assert 0.2 < sum(some) / len(some) - 1 < 0.3
+    assert some == [times(item, 1.25) for item in items]
 
 
 def test_a_batch_holds_every_text_at_its_place():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reranker.training.losses import (
     dynamic_distillation,
+    in_batch_softmax,
     listwise_softmax,
     pairwise_logistic,
     sigmoid_trick,
@@ -127,3 +131,38 @@ def test_distillation_of_equal_and_extreme_scores_is_finite(size):
     for scores in (student, teacher):
         assert scores.grad is not None
         assert torch.isfinite(scores.grad).all()
+
+
+@given(seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=25)
+def test_in_batch_softmax_is_the_loop_over_golds_and_negatives(seed):
+    rng = np.random.default_rng(seed)
+    lists, size = 3, 4
+    scores = torch.from_numpy(rng.normal(size=(lists, lists * size)) * 5)
+    valid = torch.from_numpy(rng.random((lists, size)) < 0.8)
+    gold = torch.from_numpy(rng.random((lists, size)) < 0.4) & valid
+    elsewhere = torch.from_numpy(rng.random((lists, lists * size)) < 0.5)
+    for b in range(lists):
+        elsewhere[b, b * size : (b + 1) * size] = False  # its own list counts by gold and valid
+    terms = []
+    for b in range(lists):
+        own = scores[b, b * size : (b + 1) * size]
+        negatives = [float(s) for s in own[valid[b] & ~gold[b]]]
+        negatives += [float(s) for s in scores[b][elsewhere[b]]]
+        for g in range(size):
+            if gold[b, g] and negatives:
+                every = [float(own[g]), *negatives]
+                terms.append(math.log(sum(math.exp(s - float(own[g])) for s in every)))
+    wanted = sum(terms) / max(len(terms), 1)
+    got = in_batch_softmax(scores, gold, valid, elsewhere)
+    assert float(got) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_in_batch_softmax_has_finite_gradients_at_the_extremes():
+    for spread in (0.0, 1e4):
+        scores = (torch.arange(8.0) * spread).view(2, 4).requires_grad_()
+        gold = torch.tensor([[True, False], [False, False]])
+        valid = torch.tensor([[True, False], [False, False]])
+        in_batch_softmax(scores, gold, valid, torch.zeros(2, 4, dtype=torch.bool)).backward()
+        assert scores.grad is not None
+        assert bool(torch.isfinite(scores.grad).all())
