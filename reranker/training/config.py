@@ -59,6 +59,24 @@ class ListConfig(_Strict):
     max_text_tokens: int = Field(default=32, ge=8)
 
 
+class AugmentConfig(_Strict):
+    """Hybrid data augmentation (RocketQAv2, arXiv 2110.07367, section 3.3); see `augment`."""
+
+    every: int = Field(default=500, ge=1)  # steps between two minings
+    first: int = Field(default=0, ge=0)  # the step of the first one, a multiple of `every`
+    share: float = Field(default=0.5, gt=0, le=1)  # of every batch's lists that are mined ones
+    labelled: int = Field(default=512, ge=1)  # training queries mined for at a time
+    unlabelled: int = Field(default=0, ge=0)  # queries without judgements, at a time
+    made: int = Field(default=0, ge=0)  # queries made from passages, at a time
+    pool: int = Field(default=20000, ge=2)  # passages that the dual encoder searches at a time
+    depth: int = Field(default=50, ge=2)  # of them per query that the reranker scores
+    denoised: float = Field(default=0.5, ge=0, le=1)  # share of a list; the rest is random
+    positive_above: float = Field(default=0.9, gt=0.5, le=1)  # confidence of a pseudo-positive
+    negative_below: float = Field(default=0.1, ge=0, le=0.5)  # and of a hard negative
+    # JSON Lines of queries without judgements, below the data folder: `text`, `input` or `claim`.
+    queries: list[str] = []
+
+
 class Recipe(_Strict):
     """Everything that decides a training's result."""
 
@@ -76,11 +94,18 @@ class Recipe(_Strict):
     with_first_stage: float = Field(default=0.5, ge=0, le=1)
     # Weight of RocketQAv2's KL term; the dual encoder is the same network without the query.
     distillation: float = Field(default=0.0, ge=0)
+    # "static": the distillation's gradient reaches the dual encoder's scores only.
+    teacher: Literal["dynamic", "static"] = "dynamic"
     # Weight of the dual encoder's own cross-entropy, against the whole batch's texts.
     in_batch: float = Field(default=0.0, ge=0)
     # The dual encoder reads every text a second time, which nearly doubles a step: it takes part
     # in every batch (1), every second one (2) …
     dual_every: int = Field(default=1, ge=1)
+    augment: AugmentConfig | None = None
+    # At most so many texts are held in memory at a time, the others' states are computed again
+    # for the gradients: about a third more time, memory that does not grow with the lists.
+    # 0 holds all.
+    texts_per_pass: int = Field(default=0, ge=0)
     steps: int = Field(default=2000, ge=1)
     queries_per_step: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
