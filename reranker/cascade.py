@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +15,60 @@ from reranker.records import Hit, RankedHit, RerankResult, StageReport
 from reranker.stages import SHIPPED, PassageReranker, TitleReranker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-# Passages between two looks at the clock, where there is a deadline.
-_CHUNK = 4
+# Texts between two looks at the clock and at the caller: enough of them to be batched well.
+_TITLES = 256
+_PASSAGES = 8
+# A chunk may take this share of the time left: a wrong estimate costs no more than that.
+_SHARE = 0.5
 # What a token is taken to cost before any was measured.
 _FIRST_GUESS_MS = 0.05
+
+
+class Cancelled(Exception):  # noqa: N818 - no error: nobody waits for the result any more
+    """The caller of a search is gone, and the rest of it was not computed."""
+
+
+class Cost:
+    """What a token costs in ms: measured, and rather too high than too low.
+
+    A moving mean and a moving deviation, as in TCP's retransmission timer (RFC 6298). Safe to
+    use from several threads at once.
+    """
+
+    def __init__(self, first_guess_ms: float = _FIRST_GUESS_MS) -> None:
+        self._lock = threading.Lock()
+        self._mean = first_guess_ms
+        self._deviation = 0.0
+        self._least = float("inf")  # of all that was measured
+
+    def observe(self, tokens: float, milliseconds: float) -> None:
+        """Learn from one chunk; the first replaces the guess."""
+        cost = milliseconds / max(tokens, 1)
+        with self._lock:
+            if math.isinf(self._least):
+                self._mean = cost
+            self._least = min(self._least, cost)
+            error = cost - self._mean
+            self._deviation += 0.25 * (abs(error) - self._deviation)
+            self._mean += 0.125 * error
+
+    def doubt(self) -> None:
+        """Lower the estimate a little: because of it, nothing was computed and nothing learnt.
+
+        Otherwise one measurement through which the machine slept would end the passage stage.
+        """
+        with self._lock:
+            self._deviation *= 0.8
+            self._mean = min(self._mean, max(self._least, 0.9 * self._mean))
+
+    def of(self, tokens: float) -> float:
+        """Milliseconds that so many tokens will take."""
+        with self._lock:
+            return tokens * (self._mean + 2 * self._deviation)
 
 
 class Cascade:
@@ -33,7 +81,7 @@ class Cascade:
         self.title = title
         self.passage = passage
         self.fusion = fusion
-        self._ms_per_token = _FIRST_GUESS_MS
+        self._cost = Cost()  # of a passage's token, by the estimate of `_tokens_of`
 
     @classmethod
     def load(cls, path: str | Path | None = None, threads: int | None = None) -> Cascade:
@@ -56,13 +104,15 @@ class Cascade:
         hits: Sequence[Hit],
         passage_depth: int = 20,
         deadline_ms: float | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> RerankResult:
         """Order all hits by their titles and the best `passage_depth` by their passages as well.
 
         The title stage always runs; with a deadline the passages follow in the order of promise
         as long as the time allows, judged by the measured cost of a token. A hit with neither
-        title nor passage keeps what the first stage says of it. Raises ValueError for an empty
-        query or a negative depth.
+        title nor passage keeps what the first stage says of it. `cancelled` is asked before each
+        chunk of texts. Raises ValueError for an empty query or a negative depth, and `Cancelled`
+        as soon as `cancelled` says so.
         """
         started = time.monotonic()
         if passage_depth < 0:
@@ -71,11 +121,13 @@ class Cascade:
             return RerankResult([], [], complete=True)
         first = standardise(np.array([hit.score for hit in hits], dtype=np.float64))
 
-        scored = self.title.score_read(self.title.read(query), [hit.title for hit in hits])
+        title_logits, report = self._titles(query, hits, cancelled)
         titled = np.array([bool(hit.title.strip()) for hit in hits])
-        logits = neutral(scored.logits, titled)
+        logits = neutral(title_logits, titled)
         fused = self.fusion.title * logits + self.fusion.title_first_stage * first
-        stages = [StageReport("title", int(titled.sum()), _ms_since(started), scored.truncated)]
+        stages = [
+            report._replace(scored=int(titled.sum()), milliseconds=_ms_since(started)),
+        ]
 
         passage_logits = np.full(len(hits), np.nan)
         if passage_depth > 0:
@@ -84,13 +136,30 @@ class Cascade:
                 i for i in order.tolist() if hits[i].title.strip() or hits[i].passage.strip()
             ]
             left = None if deadline_ms is None else deadline_ms - _ms_since(started)
-            report = self._passages(query, hits, readable[:passage_depth], passage_logits, left)
-            stages.append(report)
+            chosen = readable[:passage_depth]
+            stages.append(self._passages(query, hits, chosen, passage_logits, left, cancelled))
         return RerankResult(
-            self._ranked(hits, titled, scored.logits, fused, passage_logits, logits, first),
+            self._ranked(hits, titled, title_logits, fused, passage_logits, logits, first),
             stages,
             complete=all(not stage.skipped for stage in stages),
         )
+
+    def _titles(
+        self, query: str, hits: Sequence[Hit], cancelled: Callable[[], bool]
+    ) -> tuple[NDArray[np.float32], StageReport]:
+        """Logits (n,) of all titles; of one without a title the number means nothing."""
+        _go_on(cancelled)
+        state = self.title.read(query)
+        logits = np.empty(len(hits), dtype=np.float32)
+        truncated = tokens = 0
+        for start in range(0, len(hits), _TITLES):
+            _go_on(cancelled)
+            part = slice(start, start + _TITLES)
+            scores = self.title.score_read(state, [hit.title for hit in hits[part]])
+            logits[part] = scores.logits
+            truncated += scores.truncated
+            tokens += scores.tokens
+        return logits, StageReport("title", len(hits), 0.0, truncated, tokens=tokens)
 
     def _passages(
         self,
@@ -99,37 +168,69 @@ class Cascade:
         chosen: Sequence[int],
         logits: NDArray[np.float64],
         left_ms: float | None,
+        cancelled: Callable[[], bool],
     ) -> StageReport:
         """Fill `logits` (n,) for the chosen hits, best first, until the time is used."""
         started = time.monotonic()
-        truncated = done = 0
+        truncated = done = tokens = 0
         skipped = ""
-        state = self.passage.read(query) if chosen else None
-        # Without a deadline all go in at once, so that they are batched best.
-        size = len(chosen) if left_ms is None else _CHUNK
-        for start in range(0, len(chosen), max(size, 1)):
-            part = chosen[start : start + size]
-            titles = [hits[i].title for i in part]
-            passages = [hits[i].passage for i in part]
+        state = None
+        sizes = [self._tokens_of(hits[i]) for i in chosen]
+        while done < len(chosen):
+            _go_on(cancelled)
+            count = _PASSAGES
             if left_ms is not None:
-                expected = self._ms_per_token * sum(map(self._tokens_of, titles, passages))
-                if _ms_since(started) + expected > left_ms:
+                count = self._fitting(sizes[done:], left_ms - _ms_since(started))
+                if count == 0:
+                    if done == 0:
+                        self._cost.doubt()
                     skipped = f"deadline: {len(chosen) - done} passages left unscored"
                     break
+            part = chosen[done : done + count]
             before = time.monotonic()
-            scores = self.passage.score_read(state, titles, passages)
-            cost = _ms_since(before) / max(scores.tokens, 1)
-            self._ms_per_token += 0.2 * (cost - self._ms_per_token)
+            if state is None:
+                state = self.passage.read(query)
+            scores = self.passage.score_read(
+                state, [hits[i].title for i in part], [hits[i].passage for i in part]
+            )
+            self._cost.observe(sum(sizes[done : done + count]), _ms_since(before))
             logits[list(part)] = scores.logits
             truncated += scores.truncated
+            tokens += scores.tokens
             done += len(part)
-        return StageReport("passage", done, _ms_since(started), truncated, skipped)
+        return StageReport(
+            "passage",
+            done,
+            _ms_since(started),
+            truncated,
+            skipped,
+            tokens=tokens,
+            unscored=len(chosen) - done,
+        )
 
-    def _tokens_of(self, title: str, passage: str) -> float:
-        """About how many tokens a passage is, without tokenizing it."""
+    def _fitting(self, sizes: Sequence[float], left_ms: float) -> int:
+        """How many of the next passages are the next chunk; 0: not one fits into the time."""
+        if self._cost.of(sizes[0]) > left_ms:
+            return 0
+        count = 1
+        tokens = sizes[0]
+        while count < min(_PASSAGES, len(sizes)):
+            tokens += sizes[count]
+            if self._cost.of(tokens) > _SHARE * left_ms:
+                break
+            count += 1
+        return count
+
+    def _tokens_of(self, hit: Hit) -> float:
+        """About how many tokens a passage is, without tokenizing it.
+
+        In UTF-8 a token of Latin letters is about four bytes, one of other scripts about three.
+        """
         config = self.passage.config
-        most = float(config["max_passage_tokens"] * config["max_windows"])
-        return min(most, 2 + (len(title) + len(passage)) / 4)
+        most = config["max_passage_tokens"] * config["max_windows"]
+        # No more of a huge text is looked at than could fill the windows.
+        size = sum(len(text[: 8 * most].encode("utf-8", "replace")) for text in hit[1:3])
+        return min(float(most), 2 + size / 4)
 
     def _ranked(
         self,
@@ -178,6 +279,11 @@ def _ranks(scores: NDArray[np.float64], known: NDArray[np.bool_]) -> list[int | 
     for rank, place in enumerate((i for i in order if known[i]), start=1):
         ranks[place] = rank
     return ranks
+
+
+def _go_on(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled("the caller is gone: the rest of the search was not computed")
 
 
 def _ms_since(moment: float) -> float:

@@ -47,6 +47,8 @@ class StageReport(NamedTuple):
     milliseconds: float
     truncated: int = 0  # texts of which not every token was read
     skipped: str = ""  # why the stage left hits unscored; empty if it did not
+    tokens: int = 0  # that were computed, padding not counted
+    unscored: int = 0  # hits it was asked to score and did not
 
 
 class RerankResult(NamedTuple):

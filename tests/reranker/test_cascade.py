@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reranker import Cascade, Hit
+from reranker.cascade import Cancelled, Cost
 from reranker.fusion import standardise
 from tests.reranker.conftest import WORDS
 
@@ -111,17 +111,118 @@ def test_a_used_deadline_leaves_passages_out_and_says_so(cascade):
     assert [hit.index for hit in result.hits] == [hit.index for hit in titles_only.hits]
 
 
-def test_passages_go_in_the_order_of_promise_until_the_time_is_used(cascade, monkeypatch):
-    # A clock that each look moves on by a second, so that exactly some chunks fit.
-    ticks = itertools.count()
-    monkeypatch.setattr("reranker.cascade.time.monotonic", lambda: float(next(ticks)))
+class Slow:
+    """A stage whose every token moves a clock on, and that counts its calls."""
+
+    def __init__(self, stage: Any, ms_per_token: float) -> None:
+        self._stage = stage
+        self.ms_per_token = ms_per_token
+        self.now = 0.0  # seconds
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stage, name)
+
+    def score_read(self, *args: Any) -> Any:
+        scores = self._stage.score_read(*args)
+        self.now += scores.tokens * self.ms_per_token / 1000
+        self.calls += 1
+        return scores
+
+
+@pytest.fixture
+def slow(cascade, monkeypatch) -> Cascade:
+    """A cascade of its own, whose passages take 2 ms a token by the clock that it sees."""
+    passage = Slow(cascade.passage, 2.0)
+    monkeypatch.setattr("reranker.cascade.time.monotonic", lambda: passage.now)
+    slow = Cascade(cascade.title, passage, cascade.fusion)  # type: ignore[arg-type]
+    for _ in range(20):  # until the cost of a token is known
+        slow.rerank(QUERY, some_hits(16), passage_depth=16)
+    return slow
+
+
+def test_passages_go_in_the_order_of_promise_until_the_time_is_used(slow):
     hits = some_hits(16)
-    fresh = Cascade(cascade.title, cascade.passage, cascade.fusion)
-    result = fresh.rerank(QUERY, hits, passage_depth=16, deadline_ms=9000)
-    scored = result.stages[1].scored
-    assert 0 < scored < 16
-    assert not result.complete
-    assert sorted(hit.title_rank or 0 for hit in result.hits[:scored]) == list(range(1, scored + 1))
+    before = slow.passage.now
+    assert slow.rerank(QUERY, hits, passage_depth=16).complete
+    whole = (slow.passage.now - before) * 1000
+    before_ = 0
+    for share in (0.2, 0.4, 0.6, 0.8):
+        before = slow.passage.now
+        result = slow.rerank(QUERY, hits, passage_depth=16, deadline_ms=share * whole)
+        used = (slow.passage.now - before) * 1000
+        scored = result.stages[1].scored
+        # Nearly all the time and no more: not even the shortest passage would have fitted in.
+        assert 0.5 * share * whole < used <= share * whole
+        assert before_ < scored < 16
+        assert not result.complete
+        assert result.stages[1].skipped == f"deadline: {16 - scored} passages left unscored"
+        assert result.stages[1].unscored == 16 - scored
+        ranks = sorted(hit.title_rank or 0 for hit in result.hits[:scored])
+        assert ranks == list(range(1, scored + 1))
+        before_ = scored
+    assert slow.rerank(QUERY, hits, passage_depth=16, deadline_ms=2 * whole).complete
+
+
+def test_a_cost_that_was_measured_too_high_does_not_end_the_passage_stage(slow):
+    hits = some_hits(8)
+    for _ in range(20):
+        slow._cost.observe(1, 1e4)  # as after a pause of the machine
+    deadlines = [slow.rerank(QUERY, hits, 8, deadline_ms=10_000) for _ in range(120)]
+    assert deadlines[0].stages[1].scored == 0
+    assert deadlines[-1].complete
+
+
+def test_deadlines_that_nothing_can_meet_do_not_make_tokens_cheap(slow):
+    hits = some_hits(8)
+    expected = slow._cost.of(100)
+    for _ in range(150):
+        assert slow.rerank(QUERY, hits, 8, deadline_ms=0.001).stages[1].scored == 0
+    assert slow._cost.of(100) >= 0.5 * expected
+
+
+def test_the_first_measurement_replaces_the_guess():
+    cost = Cost(first_guess_ms=1000)
+    assert cost.of(10) == 10_000
+    cost.observe(10, 20)
+    assert cost.of(10) == pytest.approx(20)
+    for milliseconds in (10, 30) * 50:
+        cost.observe(10, milliseconds)
+    assert cost.of(10) > 30  # rather too high than too low
+
+
+@given(text=st.text(max_size=3000) | st.text("\ud800x", max_size=50))
+def test_a_passages_length_is_estimated_whatever_it_is(cascade, text):
+    estimate = cascade._tokens_of(Hit("a", text, text))
+    assert 2 <= estimate <= 24 * 3  # its windows
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_nothing_is_computed_once_the_caller_is_gone(cascade, after):
+    titles, passages = Slow(cascade.title, 0), Slow(cascade.passage, 0)
+    counted = Cascade(titles, passages, cascade.fusion)  # type: ignore[arg-type]
+    hits = some_hits(300)  # two chunks of titles, then three of passages
+    with pytest.raises(Cancelled):
+        counted.rerank(QUERY, hits, 24, cancelled=lambda: titles.calls + passages.calls >= after)
+    assert titles.calls + passages.calls == after
+    counted.rerank(QUERY, hits, 24)
+    assert (titles.calls, passages.calls) == (min(after, 2) + 2, max(after - 2, 0) + 3)
+
+
+def test_chunks_change_no_score(cascade):
+    hits = some_hits(300)
+    titles = cascade.title.score(QUERY, [hit.title for hit in hits])
+    passages = cascade.passage.score(
+        QUERY, [hit.title for hit in hits], [hit.passage for hit in hits]
+    )
+    result = cascade.rerank(QUERY, hits, 30)
+    for hit in result.hits:
+        assert hit.title_score == pytest.approx(titles[hit.index], abs=1e-4)
+        if hit.passage_score is not None:
+            assert hit.passage_score == pytest.approx(passages[hit.index], abs=1e-4)
+    assert result.stages[0].tokens > 300
+    assert result.stages[1].tokens > 30
+    assert sum(stage.unscored for stage in result.stages) == 0
 
 
 def test_a_deadline_far_away_changes_no_order(cascade):
