@@ -1,12 +1,19 @@
 """From a trained network in torch to ONNX graphs that share one file of weights.
 
 The graphs are written out operator by operator instead of traced, so that they hold exactly the
-fused operators of onnxruntime that fit (`com.microsoft`: SkipLayerNormalization, Gelu,
-MatMulIntegerToFloat, FusedMatMul) and nothing is copied per text:
+fused operators of onnxruntime that fit (`com.microsoft`: Gelu, MatMulIntegerToFloat,
+FusedMatMul; not SkipLayerNormalization, several times slower on CPUs than its two parts) and
+nothing is copied per text:
 
 - `query.onnx`: ids (1, Q) -> keys (L, A, D, Q), values (L, A, Q, D), pooled (1, H)
-- `texts.onnx`: keys, values, pooled, ids (N, T), lengths (N,) -> scores (N,)
+- `lower.onnx`: ids, places, owner (R, W) -> states (R*W, H) after the layers below
+  `first_query_layer`, which see the text alone, so that their result can be kept
+- `upper.onnx`: keys, values, pooled, states (R*W, H), owner (R, W), starts (N,) -> scores (N,)
 - `pairs.onnx` (the pairwise model): ids, types (N, T), lengths (N,) -> scores (N,)
+
+`lower` and `upper` read texts packed into R rows of W tokens, several short ones to a row:
+`owner` says which text each token belongs to (-1: none), `places` is its position in that text,
+and a token attends within its own text. `states` are half floats where the weights are int8.
 
 Int8: weights are quantized per output column to 7 bits (on CPUs without VNNI onnxruntime's
 u8 x s8 kernel would overflow with 8), activations per tensor with *fixed* scales measured on
@@ -71,7 +78,8 @@ def export(
     else:
         graphs = {
             "query": _Graph(encoder, weights, maps, "query").query(),
-            "texts": _Graph(encoder, weights, maps, "text").texts(),
+            "lower": _Graph(encoder, weights, maps, "text").lower(),
+            "upper": _Graph(encoder, weights, maps, "text").upper(),
         }
     weights.write(folder / "weights.bin")
     for name, graph in graphs.items():
@@ -127,89 +135,96 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
 
-    # The three graphs.
+    # The graphs.
 
     def query(self) -> onnx.ModelProto:
         c = self.config
-        x = self.embedding("ids", None)
+        self.rows("ids")
+        x = self.embedding("ids")
         keys, values = [], []
         for depth in range(c.layers):
-            q, k, v = self.split_heads(x, depth, "batch_width")  # (A, Q, D) each
+            q, k, v = self.split_heads(x, depth)  # (A, Q, D) each
             logits = self.op("FusedMatMul", [q, k], domain="com.microsoft", transB=1)
             weights = self.op("Softmax", [logits], axis=-1)
-            context = self.op("MatMul", [weights, v])  # (A, Q, D)
             keys.append(self.op("Transpose", [k], perm=[0, 2, 1]))
             values.append(v)
-            x = self.finish(x, self.merge_heads(context, x), depth)
+            x = self.finish(x, self.op("MatMul", [weights, v]), depth)
         for name, parts in (("keys", keys), ("values", values)):
             stacked = [self.op("Unsqueeze", [part, self.ints("axis0", [0])]) for part in parts]
             self.op("Concat", stacked, output=name, axis=0)
-        self.op("ReduceMean", [x], output="pooled", axes=[1], keepdims=0)
-        heads, size = c.heads, c.hidden // c.heads
-        return self.model(
-            [("ids", TensorProto.INT64, [1, "Q"])],
-            [
-                ("keys", TensorProto.FLOAT, [c.layers, heads, size, "Q"]),
-                ("values", TensorProto.FLOAT, [c.layers, heads, "Q", size]),
-                ("pooled", TensorProto.FLOAT, [1, c.hidden]),
-            ],
-        )
+        self.op("ReduceMean", [x], output="pooled", axes=[0], keepdims=1)
+        return self.model([("ids", TensorProto.INT64, [1, "Q"])], self.query_states())
 
-    def texts(self) -> onnx.ModelProto:
+    def lower(self) -> onnx.ModelProto:
         c = self.config
         scratch = c.start == "scratch"
-        query_width = self.op("Gather", [self.op("Shape", ["keys"]), self.ints("three", 3)])
-        x = self.embedding("ids", query_width if scratch else None, 1 if scratch else 0)
-        own_mask = self.padding_mask()  # (1, N, 1, T)
-        for depth in range(c.layers):
-            q, k, v = self.split_heads(x, depth, "batch_width")  # (A, N*T, D) each
-            apart = self.concat_shape([c.heads], "batch", "width", [-1])
-            qs, ks, vs = (self.op("Reshape", [t, apart]) for t in (q, k, v))  # (A, N, T, D)
+        self.rows("ids")
+        x = self.embedding("ids", "places", 1 if scratch else 0)
+        mask, apart, flat = self.own_mask(), self.apart(), self.flat()
+        for depth in range(c.first_query_layer):
+            q, k, v = self.split_heads(x, depth)  # (A, P, D) each
+            qs, ks, vs = (self.op("Reshape", [t, apart]) for t in (q, k, v))  # (A, R, W, D)
             own = self.op("FusedMatMul", [qs, ks], domain="com.microsoft", transB=1)
-            own = self.op("Add", [own, own_mask])  # (A, N, T, T)
-            if depth < c.first_query_layer:
-                context = self.op("MatMul", [self.op("Softmax", [own], axis=-1), vs])
-            else:
-                place = self.ints(f"layer{depth}", depth)
-                keys = self.op("Gather", ["keys", place], axis=0)  # (A, D, Q)
-                values = self.op("Gather", ["values", place], axis=0)  # (A, Q, D)
-                bias = self.state["query_bias"][depth][:, None, None]  # (A, 1, 1)
-                read = self.op("MatMul", [q, keys])  # (A, N*T, Q): one matmul for all texts
-                read = self.op("Add", [read, self.tensor(f"query_bias.{depth}", bias)])
-                read = self.op("Reshape", [read, apart])  # (A, N, T, Q)
-                both = self.op("Softmax", [self.op("Concat", [own, read], axis=-1)], axis=-1)
-                ours, theirs = self.ops("Split", [both, self.cut(query_width)], 2, axis=-1)
-                flat = self.concat_shape([c.heads], "batch_width", None, [-1])
-                theirs = self.op("Reshape", [theirs, flat])  # (A, N*T, Q)
-                shared = self.op("Reshape", [self.op("MatMul", [theirs, values]), apart])
-                context = self.op("Add", [self.op("MatMul", [ours, vs]), shared])
-            x = self.finish(x, self.merge_heads(context, x), depth)
-        self.score(x, scratch)
-        heads, size = c.heads, c.hidden // c.heads
+            weights = self.op("Softmax", [self.op("Add", [own, mask])], axis=-1)
+            context = self.op("Reshape", [self.op("MatMul", [weights, vs]), flat])
+            x = self.finish(x, context, depth)
+        self.op("Cast", [x], output="states", to=self.states_type())
+        packed = [(name, TensorProto.INT64, ["R", "W"]) for name in ("ids", "places", "owner")]
+        made = self.model(packed, [("states", self.states_type(), ["P", c.hidden])])
+        # Where a text's positions start decides whether its states can be kept for other queries.
+        facts = {"first_query_layer": c.first_query_layer, "places": "query" if scratch else "0"}
+        helper.set_model_props(made, {name: str(value) for name, value in facts.items()})
+        return made
+
+    def upper(self) -> onnx.ModelProto:
+        c = self.config
+        query_width = self.op("Gather", [self.op("Shape", ["keys"]), self.ints("three", 3)])
+        self.rows("owner")
+        x = self.op("Cast", ["states"], to=TensorProto.FLOAT)
+        mask, apart, flat = self.own_mask(), self.apart(), self.flat()
+        cut = self.concat(["width", query_width])
+        for depth in range(c.first_query_layer, c.layers):
+            q, k, v = self.split_heads(x, depth)  # (A, P, D) each
+            qs, ks, vs = (self.op("Reshape", [t, apart]) for t in (q, k, v))  # (A, R, W, D)
+            own = self.op("FusedMatMul", [qs, ks], domain="com.microsoft", transB=1)
+            own = self.op("Reshape", [self.op("Add", [own, mask]), flat])  # (A, P, W)
+            place = self.ints(f"layer{depth}", depth)
+            keys = self.op("Gather", ["keys", place], axis=0)  # (A, D, Q)
+            values = self.op("Gather", ["values", place], axis=0)  # (A, Q, D)
+            bias = self.state["query_bias"][depth][:, None, None]  # (A, 1, 1)
+            read = self.op("MatMul", [q, keys])  # (A, P, Q): one matmul for all texts
+            read = self.op("Add", [read, self.tensor(f"query_bias.{depth}", bias)])
+            both = self.op("Softmax", [self.op("Concat", [own, read], axis=-1)], axis=-1)
+            ours, theirs = self.ops("Split", [both, cut], 2, axis=-1)  # (A, P, W), (A, P, Q)
+            ours = self.op("MatMul", [self.op("Reshape", [ours, apart]), vs])
+            context = self.op("Reshape", [ours, flat])  # (A, P, D)
+            context = self.op("Add", [context, self.op("MatMul", [theirs, values])])
+            x = self.finish(x, context, depth)
+        self.score(x)
         return self.model(
             [
-                ("keys", TensorProto.FLOAT, [c.layers, heads, size, "Q"]),
-                ("values", TensorProto.FLOAT, [c.layers, heads, "Q", size]),
-                ("pooled", TensorProto.FLOAT, [1, c.hidden]),
-                ("ids", TensorProto.INT64, ["N", "T"]),
-                ("lengths", TensorProto.INT64, ["N"]),
+                *self.query_states(),
+                ("states", self.states_type(), ["P", c.hidden]),
+                ("owner", TensorProto.INT64, ["R", "W"]),
+                ("starts", TensorProto.INT64, ["N"]),
             ],
             [("scores", TensorProto.FLOAT, ["N"])],
         )
 
     def pairs(self) -> onnx.ModelProto:
-        c = self.config
-        x = self.embedding("ids", None, types="types")
-        mask = self.padding_mask()
-        for depth in range(c.layers):
-            q, k, v = self.split_heads(x, depth, "batch_width")
-            apart = self.concat_shape([c.heads], "batch", "width", [-1])
+        self.rows("ids")
+        x = self.embedding("ids", types="types")
+        mask, apart, flat = self.padding_mask(), self.apart(), self.flat()
+        for depth in range(self.config.layers):
+            q, k, v = self.split_heads(x, depth)
             q, k, v = (self.op("Reshape", [t, apart]) for t in (q, k, v))  # (A, N, T, D)
             logits = self.op("FusedMatMul", [q, k], domain="com.microsoft", transB=1)
             weights = self.op("Softmax", [self.op("Add", [logits, mask])], axis=-1)
-            x = self.finish(x, self.merge_heads(self.op("MatMul", [weights, v]), x), depth)
-        first = self.op("Gather", [x, self.ints("zero", 0)], axis=1)  # (N, H)
-        self.op("Reshape", [self.head(first), self.ints("flat", [-1])], output="scores")
+            context = self.op("Reshape", [self.op("MatMul", [weights, v]), flat])
+            x = self.finish(x, context, depth)
+        span = self.op("Range", [self.ints("zero", 0), "batch", self.ints("one", 1)])
+        first = self.op("Gather", [x, self.op("Mul", [span, "width"])], axis=0)  # (N, H)
+        self.op("Reshape", [self.head(first), self.ints("line", [-1])], output="scores")
         return self.model(
             [
                 ("ids", TensorProto.INT64, ["N", "T"]),
@@ -219,16 +234,31 @@ class _Graph:
             [("scores", TensorProto.FLOAT, ["N"])],
         )
 
-    # Their parts.
+    # Their parts. P = R*W tokens are one flat list but for the attention within rows.
 
-    def embedding(
-        self, ids: str, first: str | None, token_type: int = 0, types: str | None = None
-    ) -> str:
-        """Ids (N, T) -> (N, T, H); positions count from `first`, a scalar, or from 0."""
-        shape = self.op("Shape", [ids], output="shape")
+    def query_states(self) -> list[tuple[str, int, list[Any]]]:
+        c = self.config
+        size = c.hidden // c.heads
+        return [
+            ("keys", TensorProto.FLOAT, [c.layers, c.heads, size, "Q"]),
+            ("values", TensorProto.FLOAT, [c.layers, c.heads, "Q", size]),
+            ("pooled", TensorProto.FLOAT, [1, c.hidden]),
+        ]
+
+    def states_type(self) -> int:
+        kind: int = TensorProto.FLOAT if self.ranges is None else TensorProto.FLOAT16
+        return kind
+
+    def rows(self, name: str) -> None:
+        """Name the two dimensions of an input: batch, width."""
+        shape = self.op("Shape", [name])
         self.op("Gather", [shape, self.ints("zero", 0)], output="batch")
         self.op("Gather", [shape, self.ints("one", 1)], output="width")
-        self.op("Mul", ["batch", "width"], output="batch_width")
+
+    def embedding(
+        self, ids: str, places: str | None = None, token_type: int = 0, types: str | None = None
+    ) -> str:
+        """Ids (R, W) -> (R*W, H); positions count from 0 in each row where none are given."""
         words = self.state["words.weight"]
         if self.ranges is None:
             x = self.op("Gather", [self.tensor("words", words), ids])
@@ -239,82 +269,96 @@ class _Graph:
             scales = self.tensor("words.scale", scale.astype(np.float32))
             x = self.op("Mul", [rows, self.op("Gather", [scales, ids])])
         kinds = self.state["types.weight"]
-        places = self.state["positions.weight"]
+        positions = self.state["positions.weight"]
         if types is None:
-            places = places + kinds[token_type]
+            positions = positions + kinds[token_type]
             name = f"positions.{token_type}"
         else:
             name = "positions"
             x = self.op("Add", [x, self.op("Gather", [self.tensor("types.table", kinds), types])])
-        start = first or self.ints("zero", 0)
-        end = self.op("Add", [start, "width"])
-        span = self.op("Range", [start, end, self.ints("one", 1)])
-        x = self.op("Add", [x, self.op("Gather", [self.tensor(name, places), span])])
-        return self.op(
-            "LayerNormalization",
-            [x, *self.norm_weights("embedding_norm")],
-            axis=-1,
-            epsilon=self.config.norm_epsilon,
+        if places is None:
+            places = self.op("Range", [self.ints("zero", 0), "width", self.ints("one", 1)])
+        x = self.op("Add", [x, self.op("Gather", [self.tensor(name, positions), places])])
+        x = self.op("Reshape", [x, self.ints("tokens", [-1, self.config.hidden])])
+        return self.norm(x, "embedding_norm")
+
+    def own_mask(self) -> str:
+        """Owner (R, W) -> what is added to the logits of a row's tokens, (R, W, W)."""
+        readers, read = (
+            self.op("Unsqueeze", ["owner", self.ints(f"axis{axis}", [axis])]) for axis in (2, 1)
         )
+        zero, hidden = self.float("0", 0.0), self.float("hidden", _HIDDEN)
+        return self.op("Where", [self.op("Equal", [readers, read]), zero, hidden])
 
     def padding_mask(self) -> str:
-        """Lengths (N,) -> what is added to logits over the texts' own tokens, (1, N, 1, T)."""
+        """Lengths (N,) -> what is added to the logits of a row's tokens, (N, 1, T)."""
         span = self.op("Range", [self.ints("zero", 0), "width", self.ints("one", 1)])
         lengths = self.op("Unsqueeze", ["lengths", self.ints("axis1", [1])])
-        self.op("Less", [span, lengths], output="seen")  # (N, T)
         zero, hidden = self.float("0", 0.0), self.float("hidden", _HIDDEN)
-        mask = self.op("Where", ["seen", zero, hidden])
-        return self.op("Unsqueeze", [mask, self.ints("axes02", [0, 2])])
+        mask = self.op("Where", [self.op("Less", [span, lengths]), zero, hidden])
+        return self.op("Unsqueeze", [mask, self.ints("axis1", [1])])
 
-    def split_heads(self, x: str, depth: int, rows: str) -> list[str]:
-        """X (N, T, H) -> query, key, value, each (A, N*T, D); 1/sqrt(D) is in the query's map."""
+    def apart(self) -> str:
+        """The shape (A, R, W, rest)."""
+        heads = self.ints("heads", self.config.heads)
+        return self.concat([heads, "batch", "width", self.ints("rest", -1)])
+
+    def flat(self) -> str:
+        """The shape (A, P, rest)."""
+        heads = self.ints("heads", self.config.heads)
+        tokens = self.op("Mul", ["batch", "width"])
+        return self.concat([heads, tokens, self.ints("rest", -1)])
+
+    def split_heads(self, x: str, depth: int) -> list[str]:
+        """X (P, H) -> query, key, value, each (A, P, D).
+
+        1/sqrt(D) is in the query's map, and in the value's what `linear` would have to divide
+        the context by.
+        """
         c = self.config
         root = (c.hidden // c.heads) ** 0.5
-        parts = [f"layers.{depth}.{name}" for name in ("query", "key", "value")]
-        scales = (1 / root, 1.0, 1.0)
+        name = f"layers.{depth}.output"
+        factors = self.factors(name, self.state[f"{name}.weight"].T)
+        parts = [f"layers.{depth}.{kind}" for kind in ("query", "key", "value")]
+        scales = (1 / root, 1.0, 1 / factors)
         pairs = list(zip(parts, scales, strict=True))
         weight = np.concatenate([self.state[f"{p}.weight"].T * s for p, s in pairs], axis=1)
         bias = np.concatenate([self.state[f"{p}.bias"] * s for p, s in pairs])
-        mixed = self.linear(x, f"layers.{depth}.qkv", weight, bias)  # (N, T, 3H)
-        shape = self.concat_shape([], rows, None, [3 * c.heads, c.hidden // c.heads])
+        mixed = self.linear(x, f"layers.{depth}.qkv", weight, bias)  # (P, 3H)
+        shape = self.ints("split heads", [-1, 3 * c.heads, c.hidden // c.heads])
         heads = self.op("Transpose", [self.op("Reshape", [mixed, shape])], perm=[1, 0, 2])
-        cut = self.ints("heads", [c.heads] * 3)
-        return self.ops("Split", [heads, cut], 3, axis=0)
-
-    def merge_heads(self, context: str, like: str) -> str:
-        """Context (A, ...) with N*T rows of D in all -> (N, T, H)."""
-        c = self.config
-        flat = self.concat_shape([c.heads], "batch_width", None, [-1])
-        rows = self.op("Transpose", [self.op("Reshape", [context, flat])], perm=[1, 0, 2])
-        return self.op("Reshape", [rows, self.op("Shape", [like])])
+        return self.ops("Split", [heads, self.ints("three heads", [c.heads] * 3)], 3, axis=0)
 
     def finish(self, x: str, context: str, depth: int) -> str:
+        """All that follows the attention: x (P, H), context (A, P, D) -> (P, H)."""
         name = f"layers.{depth}"
-        out = self.named_linear(context, f"{name}.output")
-        x = self.skip_norm(x, out, f"{name}.attention_norm")
+        merged = self.op("Transpose", [context], perm=[1, 0, 2])
+        merged = self.op("Reshape", [merged, self.ints("tokens", [-1, self.config.hidden])])
+        out = self.named_linear(merged, f"{name}.output", smooth=False)
+        x = self.norm(self.op("Add", [x, out]), f"{name}.attention_norm")
         up = self.op("Gelu", [self.named_linear(x, f"{name}.up")], domain="com.microsoft")
-        return self.skip_norm(x, self.named_linear(up, f"{name}.down"), f"{name}.norm")
+        return self.norm(self.op("Add", [x, self.named_linear(up, f"{name}.down")]), f"{name}.norm")
 
-    def score(self, x: str, scratch: bool) -> None:
-        """The head: x (N, T, H) -> scores (N,)."""
-        flat = self.ints("flat", [-1])
-        if scratch:
-            pooled = self.op("Gather", [x, self.ints("zero", 0)], axis=1)
-            self.op("Reshape", [self.head(pooled), flat], output="scores")
+    def score(self, x: str) -> None:
+        """The head: x (P, H) -> scores (N,)."""
+        line = self.ints("line", [-1])
+        if self.config.start == "scratch":
+            pooled = self.op("Gather", [x, "starts"], axis=0)
+            self.op("Reshape", [self.head(pooled), line], output="scores")
             return
-        seen = self.op("Cast", ["seen"], to=TensorProto.FLOAT)
-        seen = self.op("Unsqueeze", [seen, self.ints("axis1", [1])])  # (N, 1, T)
-        total = self.op("Squeeze", [self.op("MatMul", [seen, x]), self.ints("axis1", [1])])
-        count = self.op("Cast", ["lengths"], to=TensorProto.FLOAT)
-        count = self.op("Max", [count, self.float("1", 1.0)])
-        pooled = self.op("Div", [total, self.op("Unsqueeze", [count, self.ints("axis1", [1])])])
+        count = self.op("Gather", [self.op("Shape", ["starts"]), self.ints("zero", 0)])
+        texts = self.op("Range", [self.ints("zero", 0), count, self.ints("one", 1)])
+        texts = self.op("Unsqueeze", [texts, self.ints("axis1", [1])])  # (N, 1)
+        owners = self.op("Reshape", ["owner", self.ints("row", [1, -1])])  # (1, P)
+        seen = self.op("Cast", [self.op("Equal", [texts, owners])], to=TensorProto.FLOAT)
+        lengths = self.op("ReduceSum", [seen, self.ints("axis1", [1])], keepdims=1)
+        pooled = self.op("Div", [self.op("MatMul", [seen, x]), lengths])  # (N, H)
         dot = self.op("FusedMatMul", [pooled, "pooled"], domain="com.microsoft", transB=1)  # (N, 1)
         norms = [self.op("ReduceL2", [name], axes=[1], keepdims=1) for name in (pooled, "pooled")]
         floor = self.float("tiny", 1e-8)
         cosine = self.op("Div", [dot, self.op("Max", [self.op("Mul", norms), floor])])
         scaled = self.op("Mul", [cosine, self.float("scale", float(self.state["scale"]))])
-        added = self.op("Add", [scaled, self.head(pooled)])
-        self.op("Reshape", [added, flat], output="scores")
+        self.op("Reshape", [self.op("Add", [scaled, self.head(pooled)]), line], output="scores")
 
     def head(self, pooled: str) -> str:
         weight = self.tensor("head.weight", self.state["head.weight"].T)
@@ -323,18 +367,19 @@ class _Graph:
 
     # Their building blocks.
 
-    def named_linear(self, x: str, name: str) -> str:
-        return self.linear(x, name, self.state[f"{name}.weight"].T, self.state[f"{name}.bias"])
+    def named_linear(self, x: str, name: str, smooth: bool = True) -> str:
+        weight, bias = self.state[f"{name}.weight"].T, self.state[f"{name}.bias"]
+        return self.linear(x, name, weight, bias, smooth)
 
-    def linear(self, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any]) -> str:
-        """X (..., I) times weight (I, O) plus bias (O,)."""
+    def linear(
+        self, x: str, name: str, weight: NDArray[Any], bias: NDArray[Any], smooth: bool = True
+    ) -> str:
+        """X (P, I) times weight (I, O) plus bias (O,); not `smooth`: x is divided already."""
         if self.ranges is None:
             product = self.op("MatMul", [x, self.tensor(f"{name}.weight", weight)])
             return self.op("Add", [product, self.tensor(f"{name}.bias", bias)])
         ranges = self.ranges[f"{self.reader}.{name}"]  # (2, I)
-        # Factors are of all readers together, so that the graphs share the scaled weights.
-        seen = [self.ranges[key] for key in self.ranges if key.endswith(f".{name}")]
-        factors = smoothing(np.concatenate(seen), weight)  # (I,)
+        factors = self.factors(name, weight)
         weight = weight * factors[:, None]
         low, high = float((ranges[0] / factors).min()), float((ranges[1] / factors).max())
         step = max((max(high, 0.0) - min(low, 0.0)) / 255, 1e-12)
@@ -344,8 +389,9 @@ class _Graph:
         mine = f"{self.reader}.{name}"
         a_scale = self.float(f"{mine}.scale", step)
         a_zero = self.small(f"{mine}.zero", np.uint8(zero))
-        smooth = self.op("Mul", [x, self.tensor(f"{name}.smooth", 1 / factors)])
-        quantized = self.op("QuantizeLinear", [smooth, a_scale, a_zero])
+        if smooth:
+            x = self.op("Mul", [x, self.tensor(f"{name}.smooth", 1 / factors)])
+        quantized = self.op("QuantizeLinear", [x, a_scale, a_zero])
         inputs = [
             quantized,
             self.tensor(f"{name}.int8", small),
@@ -357,40 +403,32 @@ class _Graph:
         ]
         return self.op("MatMulIntegerToFloat", inputs, domain="com.microsoft")
 
-    def skip_norm(self, x: str, added: str, name: str) -> str:
+    def factors(self, name: str, weight: NDArray[Any]) -> NDArray[np.float32]:
+        """What each channel of a linear map's input is divided by, (I,); ones where not int8.
+
+        They are of all readers together, so that the graphs share the scaled weights.
+        """
+        if self.ranges is None:
+            return np.ones(len(weight), dtype=np.float32)
+        seen = [self.ranges[key] for key in self.ranges if key.endswith(f".{name}")]
+        return smoothing(np.concatenate(seen), weight)
+
+    def norm(self, x: str, name: str) -> str:
+        parts = [f"{name}.{kind}" for kind in ("weight", "bias")]
         return self.op(
-            "SkipLayerNormalization",
-            [x, added, *self.norm_weights(name)],
-            domain="com.microsoft",
+            "LayerNormalization",
+            [x, *(self.tensor(part, self.state[part]) for part in parts)],
+            axis=-1,
             epsilon=self.config.norm_epsilon,
         )
 
-    def norm_weights(self, name: str) -> list[str]:
-        return [
-            self.tensor(f"{name}.{kind}", self.state[f"{name}.{kind}"])
-            for kind in ("weight", "bias")
-        ]
-
-    def concat_shape(
-        self, before: Sequence[int], first: str, second: str | None, after: Sequence[int]
-    ) -> str:
-        """The 1-d shape [*before, first, second, *after] from numbers and scalars' names."""
-        parts = [self.ints("shape" + "_".join(map(str, before)), before)] if before else []
-        parts += [
-            self.op("Unsqueeze", [name, self.ints("axis0", [0])])
-            for name in (first, second)
-            if name is not None
-        ]
-        parts.append(self.ints("shape" + "_".join(map(str, after)), after))
-        return self.op("Concat", parts, axis=0)
-
-    def cut(self, query_width: str) -> str:
-        """The lengths [T, Q] at which concatenated logits are split again."""
-        parts = [self.op("Unsqueeze", [n, self.ints("axis0", [0])]) for n in ("width", query_width)]
-        return self.op("Concat", parts, axis=0)
+    def concat(self, scalars: Sequence[str]) -> str:
+        """Several scalars as one vector, for example a shape."""
+        axis = self.ints("axis0", [0])
+        return self.op("Concat", [self.op("Unsqueeze", [s, axis]) for s in scalars], axis=0)
 
     def op(self, kind: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
-        """Add a node with one output; the same node with the same inputs is added only once."""
+        """Add a node with one output; its name."""
         return self.ops(kind, inputs, 1, output, **attributes)[0]
 
     def ops(

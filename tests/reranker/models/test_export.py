@@ -41,7 +41,15 @@ def tau(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.mean(signs))
 
 
-@pytest.mark.parametrize("config", [SMALL, SCRATCH], ids=["bi-encoder", "scratch"])
+FROM_ALL_LAYERS = replace(SMALL, first_query_layer=0)
+FROM_THE_LAST = replace(SMALL, first_query_layer=2)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, FROM_ALL_LAYERS, FROM_THE_LAST, SCRATCH],
+    ids=["bi-encoder", "from all layers", "from the last", "scratch"],
+)
 def test_fp32_equals_torch(config, tmp_path):
     model = random_encoder(config)
     export(model, tmp_path)
@@ -98,7 +106,7 @@ def test_both_graphs_share_one_copy_of_the_weights(tmp_path):
     padding = 4096 * 100  # every tensor starts on a page of its own
     assert (tmp_path / "weights.bin").stat().st_size < parameters + padding
     names = []
-    for graph in ("query", "texts"):
+    for graph in ("query", "lower", "upper"):
         loaded = onnx.load(tmp_path / f"{graph}.onnx", load_external_data=False)
         places = {
             tensor.name: next(e.value for e in tensor.external_data if e.key == "offset")
@@ -106,9 +114,13 @@ def test_both_graphs_share_one_copy_of_the_weights(tmp_path):
             if tensor.external_data
         }
         names.append(places)
-    shared = names[0].keys() & names[1].keys()
-    assert len(shared) > 20
-    assert all(names[0][name] == names[1][name] for name in shared)
+    query, lower, upper = names
+    for other in (lower, upper):
+        shared = query.keys() & other.keys()
+        assert len(shared) > 12
+        assert all(query[name] == other[name] for name in shared)
+    # What one half of the layers has, the other has not.
+    assert not any(name.startswith("layers.") for name in lower.keys() & upper.keys())
 
 
 def test_int8_without_ranges_is_refused(tmp_path):
@@ -144,8 +156,9 @@ def test_the_file_of_weights_is_the_one_named(tmp_path):
     folder = write_model(tmp_path / "a", "title", random_encoder(SMALL))
     assert sorted(p.name for p in Path(folder).iterdir()) == [
         "config.json",
+        "lower.onnx",
         "query.onnx",
-        "texts.onnx",
         "tokenizer.json",
+        "upper.onnx",
         "weights.bin",
     ]
