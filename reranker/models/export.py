@@ -9,6 +9,9 @@ nothing is copied per text:
 - `lower.onnx`: ids, places, owner (R, W) -> states (R*W, H) after the layers below
   `first_query_layer`, which see the text alone, so that their result can be kept
 - `upper.onnx`: keys, values, pooled, states (R*W, H), owner (R, W), starts (N,) -> scores (N,)
+- `dual.onnx`: states (R*W, H), owner (R, W), starts (N,) -> vectors (N, H) of length 1: the same
+  upper layers with the attention to the query left out, which is the dual encoder; a query's
+  vector is its `pooled`, scaled to length 1
 - `pairs.onnx` (the pairwise model): ids, types (N, T), lengths (N,) -> scores (N,)
 
 `lower` and `upper` read texts packed into R rows of W tokens, several short ones to a row:
@@ -62,11 +65,15 @@ def export(
     folder: Path,
     precision: Precision = "fp32",
     ranges: Ranges | None = None,
+    dual: bool = False,
 ) -> None:
     """Write the model's graphs and its `weights.bin` into `folder`.
 
-    `ranges` are the linear maps' input ranges (`measure_ranges`), needed for int8.
+    `ranges` are the linear maps' input ranges (`measure_ranges`), needed for int8. `dual` adds
+    the dual encoder's graph.
     """
+    if dual and not has_dual(model):
+        raise ValueError("only a broadcasting model started as a bi-encoder has a dual encoder")
     if precision == "int8" and not ranges:
         raise ValueError("int8 needs the activations' ranges: measure them with measure_ranges")
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +88,8 @@ def export(
             "lower": _Graph(encoder, weights, maps, "text").lower(),
             "upper": _Graph(encoder, weights, maps, "text").upper(),
         }
+        if dual:
+            graphs["dual"] = _Graph(encoder, weights, maps, "dual").dual()
     weights.write(folder / "weights.bin")
     for name, graph in graphs.items():
         (folder / f"{name}.onnx").write_bytes(graph.SerializeToString())
@@ -122,7 +131,7 @@ class _Graph:
         encoder: BroadcastEncoder,
         weights: _Weights,
         ranges: Ranges | None,
-        reader: Literal["query", "text"],
+        reader: Literal["query", "text", "dual"],
     ) -> None:
         self.config = encoder.config
         self.state = {
@@ -160,14 +169,7 @@ class _Graph:
         scratch = c.start == "scratch"
         self.rows("ids")
         x = self.embedding("ids", "places", 1 if scratch else 0)
-        mask, apart, flat = self.own_mask(), self.apart(), self.flat()
-        for depth in range(c.first_query_layer):
-            q, k, v = self.split_heads(x, depth)  # (A, P, D) each
-            qs, ks, vs = (self.op("Reshape", [t, apart]) for t in (q, k, v))  # (A, R, W, D)
-            own = self.op("FusedMatMul", [qs, ks], domain="com.microsoft", transB=1)
-            weights = self.op("Softmax", [self.op("Add", [own, mask])], axis=-1)
-            context = self.op("Reshape", [self.op("MatMul", [weights, vs]), flat])
-            x = self.finish(x, context, depth)
+        x = self.own_layers(x, range(c.first_query_layer))
         self.op("Cast", [x], output="states", to=self.states_type())
         packed = [(name, TensorProto.INT64, ["R", "W"]) for name in ("ids", "places", "owner")]
         made = self.model(packed, [("states", self.states_type(), ["P", c.hidden])])
@@ -209,6 +211,23 @@ class _Graph:
                 ("starts", TensorProto.INT64, ["N"]),
             ],
             [("scores", TensorProto.FLOAT, ["N"])],
+        )
+
+    def dual(self) -> onnx.ModelProto:
+        c = self.config
+        self.rows("owner")
+        x = self.op("Cast", ["states"], to=TensorProto.FLOAT)
+        pooled = self.mean(self.own_layers(x, range(c.first_query_layer, c.layers)))
+        length = self.op("ReduceL2", [pooled], axes=[1], keepdims=1)
+        length = self.op("Max", [length, self.float("tiny", 1e-12)])
+        self.op("Div", [pooled, length], output="vectors")
+        return self.model(
+            [
+                ("states", self.states_type(), ["P", c.hidden]),
+                ("owner", TensorProto.INT64, ["R", "W"]),
+                ("starts", TensorProto.INT64, ["N"]),
+            ],
+            [("vectors", TensorProto.FLOAT, ["N", c.hidden])],
         )
 
     def pairs(self) -> onnx.ModelProto:
@@ -309,6 +328,18 @@ class _Graph:
         tokens = self.op("Mul", ["batch", "width"])
         return self.concat([heads, tokens, self.ints("rest", -1)])
 
+    def own_layers(self, x: str, depths: range) -> str:
+        """Layers in which a text's tokens read each other only: x (P, H) -> (P, H)."""
+        mask, apart, flat = self.own_mask(), self.apart(), self.flat()
+        for depth in depths:
+            q, k, v = self.split_heads(x, depth)  # (A, P, D) each
+            qs, ks, vs = (self.op("Reshape", [t, apart]) for t in (q, k, v))  # (A, R, W, D)
+            own = self.op("FusedMatMul", [qs, ks], domain="com.microsoft", transB=1)
+            weights = self.op("Softmax", [self.op("Add", [own, mask])], axis=-1)
+            context = self.op("Reshape", [self.op("MatMul", [weights, vs]), flat])
+            x = self.finish(x, context, depth)
+        return x
+
     def split_heads(self, x: str, depth: int) -> list[str]:
         """X (P, H) -> query, key, value, each (A, P, D).
 
@@ -346,19 +377,23 @@ class _Graph:
             pooled = self.op("Gather", [x, "starts"], axis=0)
             self.op("Reshape", [self.head(pooled), line], output="scores")
             return
-        count = self.op("Gather", [self.op("Shape", ["starts"]), self.ints("zero", 0)])
-        texts = self.op("Range", [self.ints("zero", 0), count, self.ints("one", 1)])
-        texts = self.op("Unsqueeze", [texts, self.ints("axis1", [1])])  # (N, 1)
-        owners = self.op("Reshape", ["owner", self.ints("row", [1, -1])])  # (1, P)
-        seen = self.op("Cast", [self.op("Equal", [texts, owners])], to=TensorProto.FLOAT)
-        lengths = self.op("ReduceSum", [seen, self.ints("axis1", [1])], keepdims=1)
-        pooled = self.op("Div", [self.op("MatMul", [seen, x]), lengths])  # (N, H)
+        pooled = self.mean(x)
         dot = self.op("FusedMatMul", [pooled, "pooled"], domain="com.microsoft", transB=1)  # (N, 1)
         norms = [self.op("ReduceL2", [name], axes=[1], keepdims=1) for name in (pooled, "pooled")]
         floor = self.float("tiny", 1e-8)
         cosine = self.op("Div", [dot, self.op("Max", [self.op("Mul", norms), floor])])
         scaled = self.op("Mul", [cosine, self.float("scale", float(self.state["scale"]))])
         self.op("Reshape", [self.op("Add", [scaled, self.head(pooled)]), line], output="scores")
+
+    def mean(self, x: str) -> str:
+        """The mean state of each text: x (P, H) -> (N, H)."""
+        count = self.op("Gather", [self.op("Shape", ["starts"]), self.ints("zero", 0)])
+        texts = self.op("Range", [self.ints("zero", 0), count, self.ints("one", 1)])
+        texts = self.op("Unsqueeze", [texts, self.ints("axis1", [1])])  # (N, 1)
+        owners = self.op("Reshape", ["owner", self.ints("row", [1, -1])])  # (1, P)
+        seen = self.op("Cast", [self.op("Equal", [texts, owners])], to=TensorProto.FLOAT)
+        lengths = self.op("ReduceSum", [seen, self.ints("axis1", [1])], keepdims=1)
+        return self.op("Div", [self.op("MatMul", [seen, x]), lengths])
 
     def head(self, pooled: str) -> str:
         weight = self.tensor("head.weight", self.state["head.weight"].T)
@@ -478,6 +513,11 @@ class _Graph:
         return made
 
 
+def has_dual(model: BroadcastEncoder | PairEncoder) -> bool:
+    """Whether the network without the query's attention is a bi-encoder."""
+    return isinstance(model, BroadcastEncoder) and model.config.start == "bi-encoder"
+
+
 def smoothing(ranges: NDArray[np.float32], weight: NDArray[Any]) -> NDArray[np.float32]:
     """What each input channel is divided by: ranges (R, I), weight (I, O) -> (I,).
 
@@ -493,10 +533,12 @@ def smoothing(ranges: NDArray[np.float32], weight: NDArray[Any]) -> NDArray[np.f
 def measure_ranges(
     model: BroadcastEncoder | PairEncoder,
     lists: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    dual: bool = False,
 ) -> Ranges:
     """The range of every linear map's input, channel by channel, over real lists.
 
     Each list is (query ids (1, Q), text ids (N, T), text mask (N, T)). Padding does not count.
+    `dual` also measures the texts read without a query, for the dual encoder's graph.
     """
     encoder = model.encoder if isinstance(model, PairEncoder) else model
     found: Ranges = {}
@@ -527,6 +569,9 @@ def measure_ranges(
             read = model.encode_query(query_ids, torch.ones_like(query_ids, dtype=torch.bool))
             current.update(reader="text", mask=mask)
             model.score(read, ids, mask)  # type: ignore[arg-type]
+            if dual and isinstance(model, BroadcastEncoder):
+                current.update(reader="dual", mask=mask)
+                model.encode_text(None, ids, mask)
     finally:
         for hook in hooks:
             hook.remove()

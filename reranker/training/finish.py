@@ -16,7 +16,7 @@ from reranker.evaluation.collections import read_collection
 from reranker.evaluation.split import side
 from reranker.fusion import Fusion, neutral, standardise
 from reranker.models.backbone import load_backbone
-from reranker.models.export import Precision, export, measure_ranges
+from reranker.models.export import Precision, export, has_dual, measure_ranges
 from reranker.runtime import load_model
 from reranker.training.config import read_recipe
 from reranker.training.examples import load
@@ -75,8 +75,9 @@ def export_trained(
     lists = dev_lists(recipe, folder, backbone.tokenizer_json)
     cut = -(-3 * len(lists) // 5)
     measured, checked = lists[:cut], lists[cut:] or lists
-    ranges = measure_ranges(model, measured) if precision == "int8" else None
-    export(model, out, precision, ranges)
+    dual = recipe.task == "passage" and has_dual(model)
+    ranges = measure_ranges(model, measured, dual) if precision == "int8" else None
+    export(model, out, precision, ranges, dual)
     (out / "tokenizer.json").write_text(_compact(backbone.tokenizer_json), "utf-8")
     config = {
         "name": name,

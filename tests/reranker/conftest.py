@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from reranker.models.broadcast import BroadcastConfig, BroadcastEncoder
-from reranker.models.export import export, measure_ranges
+from reranker.models.export import export, has_dual, measure_ranges
 
 # fmt: off
 WORDS = [
@@ -60,6 +60,7 @@ def random_encoder(config: BroadcastConfig, seed: int = 0) -> BroadcastEncoder:
 
 def write_model(folder: Path, task: str, model: torch.nn.Module, precision: str = "fp32") -> Path:
     """A model folder as serving loads it."""
+    dual = task == "passage" and has_dual(model)  # type: ignore[arg-type]
     ranges = None
     if precision == "int8":
         generator = torch.Generator().manual_seed(1)
@@ -68,8 +69,8 @@ def write_model(folder: Path, task: str, model: torch.nn.Module, precision: str 
             ids = torch.randint(4, 64, (6, width), generator=generator)
             query = torch.randint(4, 64, (1, 3 + width % 5), generator=generator)
             lists.append((query, ids, torch.ones_like(ids, dtype=torch.bool)))
-        ranges = measure_ranges(model, lists)  # type: ignore[arg-type]
-    export(model, folder, precision, ranges)  # type: ignore[arg-type]
+        ranges = measure_ranges(model, lists, dual)  # type: ignore[arg-type]
+    export(model, folder, precision, ranges, dual)  # type: ignore[arg-type]
     (folder / "tokenizer.json").write_text(small_tokenizer(), "utf-8")
     kind = "broadcast" if isinstance(model, BroadcastEncoder) else "pair"
     limits = (

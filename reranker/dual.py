@@ -1,0 +1,126 @@
+"""The dual encoder: queries and passages as vectors whose dot product is their similarity.
+
+It is the passage model with the query's attention switched off, trained together with it, and
+its graphs lie in the same folder and share its weights. Like all of serving it needs onnxruntime,
+tokenizers and numpy only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime
+
+from reranker.runtime import Graph, layouts
+from reranker.stages import SHIPPED
+from reranker.tokens import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from reranker.runtime import Layout, Row
+
+log = logging.getLogger(__name__)
+
+
+class DualEncoder:
+    """Vectors (n, `dimensions`) in float32, all of length 1, as they were trained."""
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        if not (folder / "dual.onnx").is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no dual encoder (no dual.onnx): give the folder of a passage "
+                "model of the broadcast architecture, and export it again if it is older"
+            )
+        self.config = json.loads((folder / "config.json").read_text("utf-8"))
+        self.name = str(self.config["name"])
+        self._query = Graph(folder / "query.onnx", threads)
+        self._lower = Graph(folder / "lower.onnx", threads)
+        self._dual = Graph(folder / "dual.onnx", threads)
+        self._tokenizer = Tokenizer(folder / "tokenizer.json")
+        self.dimensions = len(self._pooled(self._tokenizer.encode(["a"], 3)[0].ids))
+
+    @classmethod
+    def load(cls, path: str | Path | None = None, threads: int | None = None) -> DualEncoder:
+        """Load a passage model's folder; None is the shipped one, `threads` None all cores.
+
+        Raises FileNotFoundError where the folder holds no dual encoder.
+        """
+        return cls(SHIPPED / "passage" if path is None else Path(path), threads)
+
+    def encode_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors (n, dimensions) of queries. Raises ValueError for one without any text."""
+        blank = next((place for place, query in enumerate(queries) if not query.strip()), None)
+        if blank is not None:
+            raise ValueError(f"query {blank} is empty: give the words that the user searched for")
+        encoded = self._tokenizer.encode(queries, self.config["max_query_tokens"])
+        _say_cut("queries", sum(item.truncated for item in encoded), len(encoded))
+        vectors = np.empty((len(encoded), self.dimensions), dtype=np.float32)
+        for place, item in enumerate(encoded):
+            pooled = self._pooled(item.ids)
+            vectors[place] = pooled / max(float(np.linalg.norm(pooled)), 1e-12)
+        return vectors
+
+    def encode_passages(
+        self, titles: Sequence[str], passages: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """Vectors (n, dimensions) of passages, each with its title; either may be empty.
+
+        Of a passage longer than the model reads at once, the beginning counts. Raises ValueError
+        for lists of different lengths.
+        """
+        if len(titles) != len(passages):
+            raise ValueError(
+                f"{len(titles)} titles for {len(passages)} passages: give one title, "
+                "which may be empty, for each passage"
+            )
+        windowed = self._tokenizer.windows(
+            # The shape the model was trained on: "title. passage".
+            [f"{t}." if t and p else t for t, p in zip(titles, passages, strict=True)],
+            passages,
+            limit=self.config["max_passage_tokens"],
+            stride=self.config["stride"],
+            most=1,
+        )
+        _say_cut("passages", sum(item.truncated for item in windowed), len(windowed))
+        rows = [item.windows[0] for item in windowed]
+        vectors = np.empty((len(rows), self.dimensions), dtype=np.float32)
+        lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
+        for layout in layouts(lengths):
+            vectors[layout.places] = self._run([rows[i] for i in layout.places], layout)
+        return vectors
+
+    def _run(self, rows: Sequence[Row], layout: Layout) -> NDArray[np.float32]:
+        """Vectors (n, H) of one batch."""
+        ids = np.zeros(layout.owner.shape, dtype=np.int64)
+        ids.flat[layout.flat] = np.concatenate(rows)
+        places = np.zeros_like(ids)
+        places.flat[layout.flat] = layout.places_in_text
+        owner = _value(layout.owner)
+        lower = {"ids": _value(ids), "places": _value(places), "owner": owner}
+        states = self._lower.run(["states"], lower)[0]
+        upper = {"states": states, "owner": owner, "starts": _value(layout.starts)}
+        found: NDArray[np.float32] = self._dual.run(["vectors"], upper)[0].numpy()
+        return found
+
+    def _pooled(self, ids: Row) -> NDArray[np.float32]:
+        """The mean state (H,) of one query."""
+        found: NDArray[np.float32] = self._query.run(["pooled"], {"ids": _value(ids[None, :])})[
+            0
+        ].numpy()[0]
+        return found
+
+
+def _say_cut(what: str, cut: int, number: int) -> None:
+    if cut:
+        log.info("of %d of %d %s only the beginning was read", cut, number, what)
+
+
+def _value(array: NDArray[np.int64]) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
