@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 # What an entry costs beside its key and value: the places in the table and the list.
 _ENTRY_BYTES = 250
@@ -75,22 +76,26 @@ class Cache:
             return CacheUse(self._hits, self._misses, len(self._kept), self._bytes)
 
 
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
 def through(
     cache: Cache,
-    keys: Sequence[Hashable],
-    compute: Callable[[list[int]], Sequence[Any]],
-    size: Callable[[Any, Any], int],
-) -> list[Any]:
-    """The values of the keys, those not in the cache from `compute(their places)`.
+    keys: Sequence[Key],
+    compute: Callable[[Sequence[Key]], Sequence[Value]],
+    size: Callable[[Key, Value], int],
+) -> list[Value]:
+    """A value for each key, in one call of `compute` for those that are not in the cache.
 
     `size(key, value)` is what both take in bytes.
     """
     if not cache.enabled:
-        return list(compute(list(range(len(keys)))))
+        return list(compute(keys))
     found = cache.get(keys)
     missing = [place for place, value in enumerate(found) if value is None]
     if missing:
-        made = compute(missing)
+        made = compute([keys[place] for place in missing])
         for place, value in zip(missing, made, strict=True):
             found[place] = value
         cache.put((keys[place], found[place], size(keys[place], found[place])) for place in missing)

@@ -7,11 +7,12 @@ several to a row, long ones sorted into batches of similar length, so that hardl
 computed for padding.
 
 A broadcasting model's lower layers see the text alone: what they make of a text can be kept in
-a `Cache` and is the same, bit for bit, as if it was computed again.
+a `Cache`: it is what they would make of it again, in the precision they hand it on in any case.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -252,12 +253,18 @@ class Graph:
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
         """Values of the runtime in and out; nothing is copied."""
-        session = self._alone if self._load.enter() else self._among
-        try:
+        with self.session() as session:
             found: list[Any] = session.run_with_ort_values(outputs, feed)
+        return found
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[onnxruntime.InferenceSession]:
+        """The session that fits the load, which it counts for."""
+        alone = self._load.enter()
+        try:
+            yield self._alone if alone else self._among
         finally:
             self._load.leave()
-        return found
 
 
 def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:

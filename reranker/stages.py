@@ -7,13 +7,15 @@ scores, of each other, or of time. `Cascade` puts them together.
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from reranker.lru import Cache, CacheUse, through
 from reranker.runtime import load_model
-from reranker.tokens import Tokenizer
+from reranker.tokens import Encoded, Tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +40,9 @@ class _Reranker:
 
     task = ""
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        self._model, self.config = load_model(folder, threads)
+    def __init__(self, folder: Path, threads: int | None = None, cache_mb: float = 0.0) -> None:
+        self._cache = Cache(round(cache_mb * 1e6))
+        self._model, self.config = load_model(folder, threads, self._cache)
         if self.config["task"] != self.task:
             raise ValueError(
                 f"{folder} holds a {self.config['task']} model, not a {self.task} model; "
@@ -47,6 +50,11 @@ class _Reranker:
             )
         self._tokenizer = Tokenizer(folder / "tokenizer.json")
         self.name = str(self.config["name"])
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """How often texts were found among those read before."""
+        return self._cache.use()
 
     def read(self, query: str) -> Any:
         """Prepare a query once for any number of `score_read` calls.
@@ -67,12 +75,20 @@ class TitleReranker(_Reranker):
     task = "title"
 
     @classmethod
-    def load(cls, path: str | Path | None = None, threads: int | None = None) -> TitleReranker:
+    def load(
+        cls,
+        path: str | Path | None = None,
+        threads: int | None = None,
+        cache_mb: float = 0.0,
+    ) -> TitleReranker:
         """Load a model folder; None is the shipped model, `threads` None all usable cores.
+
+        `cache_mb` megabytes at most are kept of what the model's lower layers, which do not see
+        the query, make of titles; scores are the same with and without.
 
         Raises FileNotFoundError or ValueError where the folder holds no title model.
         """
-        return cls(SHIPPED / "title" if path is None else Path(path), threads)
+        return cls(SHIPPED / "title" if path is None else Path(path), threads, cache_mb)
 
     def score(self, query: str, titles: Sequence[str]) -> NDArray[np.float32]:
         """Logits (n,) of n titles; higher is better, and only their order has a meaning.
@@ -85,10 +101,13 @@ class TitleReranker(_Reranker):
     def score_read(self, query: Any, titles: Sequence[str]) -> Scores:
         """Score titles against a query that `read` prepared."""
         distinct, back = _distinct(titles)
-        encoded = self._tokenizer.encode(distinct, self.config["max_text_tokens"])
+        encoded = through(self._cache, distinct, self._encode, _encoded_bytes)
         logits = self._model.score(query, [item.ids for item in encoded])
         cut = np.array([item.truncated for item in encoded], dtype=bool)
         return Scores(logits[back], int(cut[back].sum()), sum(len(item.ids) for item in encoded))
+
+    def _encode(self, titles: Sequence[str]) -> list[Encoded]:
+        return self._tokenizer.encode(titles, self.config["max_text_tokens"])
 
 
 class PassageReranker(_Reranker):
@@ -97,12 +116,20 @@ class PassageReranker(_Reranker):
     task = "passage"
 
     @classmethod
-    def load(cls, path: str | Path | None = None, threads: int | None = None) -> PassageReranker:
+    def load(
+        cls,
+        path: str | Path | None = None,
+        threads: int | None = None,
+        cache_mb: float = 0.0,
+    ) -> PassageReranker:
         """Load a model folder; None is the shipped model, `threads` None all usable cores.
+
+        `cache_mb` megabytes at most are kept of what the model's lower layers, which do not see
+        the query, make of passages; scores are the same with and without.
 
         Raises FileNotFoundError or ValueError where the folder holds no passage model.
         """
-        return cls(SHIPPED / "passage" if path is None else Path(path), threads)
+        return cls(SHIPPED / "passage" if path is None else Path(path), threads, cache_mb)
 
     def score(
         self, query: str, titles: Sequence[str], passages: Sequence[str]
@@ -136,6 +163,10 @@ class PassageReranker(_Reranker):
         np.maximum.at(logits, owner, self._model.score(query, rows))
         cut = np.array([item.truncated for item in windowed], dtype=bool)
         return Scores(logits[back], int(cut[back].sum()), sum(len(row) for row in rows))
+
+
+def _encoded_bytes(title: str, encoded: Encoded) -> int:
+    return sys.getsizeof(title) + sys.getsizeof(encoded) + sys.getsizeof(encoded.ids)
 
 
 def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.int64]]:

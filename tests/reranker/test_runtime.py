@@ -1,15 +1,22 @@
-"""Batching: every row once, little padding, bounded batches; loading with clear errors."""
+"""Batching and packing: every text once, little padding; states kept; loading; load."""
 
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reranker.runtime import batches, load_model
+from reranker.lru import Cache
+from reranker.models.export import export
+from reranker.runtime import BroadcastModel, Graph, Load, batches, layouts, load_model, pack
+from tests.reranker.conftest import SMALL, random_encoder, write_model
+
+QUERY = np.array([2, 5, 9, 14, 3])
 
 
 @given(st.lists(st.integers(1, 300), max_size=200))
@@ -34,6 +41,152 @@ def test_little_is_padding(lengths):
     padded = sum(ids.size for _, ids, _ in batches(rows))
     # A tenth at most, and what the first, small batch may lose.
     assert padded <= 1.12 * sum(lengths) + 192 * 60
+
+
+@given(st.lists(st.integers(1, 80), max_size=200))
+@settings(deadline=None)
+def test_every_text_is_whole_in_one_row_of_one_layout(lengths):
+    counts = np.array(lengths, dtype=np.int64)
+    seen: list[int] = []
+    for layout in layouts(counts):
+        rows, width = layout.owner.shape
+        assert rows == 1 or layout.owner.size <= 2048
+        assert layout.lengths.tolist() == counts[layout.places].tolist()
+        # What `flat` and `places_in_text` say, text by text.
+        expected = np.full(layout.owner.size, -1)
+        at = 0
+        for text, (start, length) in enumerate(zip(layout.starts, layout.lengths, strict=True)):
+            assert start // width == (start + length - 1) // width
+            assert (expected[start : start + length] == -1).all()
+            expected[start : start + length] = text
+            assert layout.flat[at : at + length].tolist() == list(range(start, start + length))
+            assert layout.places_in_text[at : at + length].tolist() == list(range(length))
+            at += length
+        assert layout.owner.ravel().tolist() == expected.tolist()
+        assert at == len(layout.flat)
+        seen += layout.places.tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+@given(st.lists(st.integers(1, 16), max_size=200), st.sampled_from([16, 32]))
+@settings(deadline=None)
+def test_rows_are_packed_close_to_as_full_as_can_be(lengths, width):
+    rows = pack(np.array(lengths, dtype=np.int64), width)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    assert all(sum(lengths[place] for place in row) <= width for row in rows)
+    fewest = -(-sum(lengths) // width)
+    # Best-fit decreasing never takes more than 11/9 of the best, and 6/9 of a row (Dosa 2007
+    # for first-fit); texts of at most half a row leave no row but the last half empty.
+    assert len(rows) <= 2 * fewest + 1
+    half = sum(sum(lengths[place] for place in row) <= width // 2 for row in rows)
+    assert half <= 1
+
+
+def some_texts(seed: int, count: int = 40) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    lengths = np.where(rng.random(count) < 0.9, rng.integers(1, 14, count), 40)
+    return [np.array([2, *rng.integers(4, 64, length), 3]) for length in lengths.tolist()]
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def folder(request, tmp_path_factory):
+    return write_model(
+        tmp_path_factory.mktemp("model"), "title", random_encoder(SMALL), request.param
+    )
+
+
+def test_kept_states_change_no_score(folder):
+    plain = BroadcastModel(folder, threads=1)
+    cache = Cache(10_000_000)
+    kept = BroadcastModel(folder, threads=1, cache=cache)
+    texts = some_texts(0)
+    for query in (QUERY, QUERY[:3]):
+        for part in (texts[:1], texts[5:25], texts, texts[::-1], texts):
+            expected = plain.score(plain.read(query), part)
+            assert np.abs(kept.score(kept.read(query), part) - expected).max() < 1e-4
+    use = cache.use()
+    assert use.misses == len({text.tobytes() for text in texts}) == use.entries
+
+
+def test_kept_states_are_the_same_bit_for_bit(folder):
+    texts = some_texts(3)
+    plain = BroadcastModel(folder, threads=1)
+    kept = BroadcastModel(folder, threads=1, cache=Cache(10_000_000))
+    expected = plain.score(plain.read(QUERY), texts).tolist()
+    for _ in range(3):
+        assert kept.score(kept.read(QUERY), texts).tolist() == expected
+
+
+def test_a_cache_too_small_for_the_texts_changes_no_score(folder):
+    plain = BroadcastModel(folder, threads=1)
+    cache = Cache(8_000)
+    kept = BroadcastModel(folder, threads=1, cache=cache)
+    texts = some_texts(1)
+    for part in (texts, texts[10:], texts):
+        expected = plain.score(plain.read(QUERY), part)
+        assert np.abs(kept.score(kept.read(QUERY), part) - expected).max() < 1e-4
+    assert 0 < cache.use().entries < len(texts)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [replace(SMALL, first_query_layer=0), replace(SMALL, start="scratch", first_query_layer=1)],
+    ids=["no layer below the query", "positions follow the query"],
+)
+def test_what_is_not_worth_keeping_is_not_kept(config, tmp_path):
+    export(random_encoder(config), tmp_path)
+    cache = Cache(1_000_000)
+    model = BroadcastModel(tmp_path, threads=1, cache=cache)
+    texts = some_texts(2)
+    for query in (QUERY, QUERY[:3]):
+        scores = model.score(model.read(query), texts)
+        again = BroadcastModel(tmp_path, threads=1)
+        assert np.abs(scores - again.score(again.read(query), texts)).max() < 1e-4
+    assert cache.use() == (0, 0, 0, 0)
+
+
+def test_threads_share_a_cache(folder):
+    plain = BroadcastModel(folder, threads=1)
+    kept = BroadcastModel(folder, threads=1, cache=Cache(30_000))
+    lists = [some_texts(seed) for seed in range(4)]
+    expected = [plain.score(plain.read(QUERY), texts) for texts in lists]
+    worst = [1.0] * len(lists)
+
+    def work(place: int) -> None:
+        read = kept.read(QUERY)
+        worst[place] = max(
+            float(np.abs(kept.score(read, lists[at % 4]) - expected[at % 4]).max())
+            for at in range(place, place + 6)
+        )
+
+    workers = [threading.Thread(target=work, args=[place]) for place in range(len(lists))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert max(worst) < 1e-4
+
+
+def test_one_run_at_a_time_has_all_threads_and_several_have_one_each(folder):
+    load = Load()
+    graph = Graph(folder / "query.onnx", threads=2, load=load)
+    threads = [s.get_session_options().intra_op_num_threads for s in (graph._alone, graph._among)]
+    assert threads == [2, 1]
+    with graph.session() as first, graph.session() as second:
+        assert (first, second) == (graph._alone, graph._among)
+        with graph.session() as third:
+            assert third is graph._among
+    with graph.session() as alone:
+        assert alone is graph._alone
+    assert load.running == 0
+
+
+def test_a_run_that_fails_is_no_longer_counted(folder):
+    load = Load()
+    graph = Graph(folder / "query.onnx", threads=1, load=load)
+    with pytest.raises(Exception, match="ids"):
+        graph.run(["keys"], {})
+    assert load.running == 0
 
 
 def test_no_model_is_said_with_the_remedy(tmp_path):

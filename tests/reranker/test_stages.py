@@ -115,3 +115,29 @@ print(cascade.rerank("merge lists", [Hit("a", "heap", "merge", 1.0)]).hits[0].id
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.stdout.strip() == "a", done.stderr
+
+
+def test_titles_seen_before_are_neither_tokenized_nor_read_by_the_lower_layers_again(small_models):
+    plain = TitleReranker.load(small_models / "title", threads=1)
+    keeping = TitleReranker.load(small_models / "title", threads=1, cache_mb=1)
+    for query in (QUERY, "read lines of files"):
+        for items in (["heap queue", "merge"], ["merge", "", "read file", "heap queue"]):
+            scores = keeping.score(query, items)
+            assert scores.tolist() == pytest.approx(plain.score(query, items).tolist(), abs=1e-4)
+    use = keeping.cache_use
+    assert use.misses == 2 * 4  # the tokens and the states of four titles
+    assert use.hits == 2 * (12 - 4)
+    assert use.entries == 8
+    assert 0 < use.bytes < 1e6
+    assert plain.cache_use == (0, 0, 0, 0)
+
+
+def test_passages_can_be_kept_too(small_models):
+    plain = PassageReranker.load(small_models / "passage", threads=1)
+    keeping = PassageReranker.load(small_models / "passage", threads=1, cache_mb=1)
+    body = " ".join(WORDS[i % len(WORDS)] for i in range(40))
+    for query in (QUERY, "read lines of files"):
+        expected = plain.score(query, ["heap", ""], [body, "merge"])
+        found = keeping.score(query, ["heap", ""], [body, "merge"])
+        assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert keeping.cache_use.hits > 0
