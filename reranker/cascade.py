@@ -84,12 +84,22 @@ class Cascade:
         self._cost = Cost()  # of a passage's token, by the estimate of `_tokens_of`
 
     @classmethod
-    def load(cls, path: str | Path | None = None, threads: int | None = None) -> Cascade:
-        """Load a folder with `title/`, `passage/` and `fusion.json`; None is the shipped one."""
+    def load(
+        cls,
+        path: str | Path | None = None,
+        threads: int | None = None,
+        cache_mb: float = 64.0,
+        passage_cache_mb: float = 0.0,
+    ) -> Cascade:
+        """Load a folder with `title/`, `passage/` and `fusion.json`; None is the shipped one.
+
+        At most `cache_mb` megabytes are kept of titles that were read before (about 5 KB each),
+        and `passage_cache_mb` of passages (about 120 KB each).
+        """
         folder = SHIPPED if path is None else Path(path)
         return cls(
-            TitleReranker.load(folder / "title", threads),
-            PassageReranker.load(folder / "passage", threads),
+            TitleReranker.load(folder / "title", threads, cache_mb),
+            PassageReranker.load(folder / "passage", threads, passage_cache_mb),
             Fusion.read(folder / "fusion.json"),
         )
 
