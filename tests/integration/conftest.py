@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from opensearchpy import OpenSearch
 
 from plugin.engines import Engine, EngineUnavailable, choose_engine, why_no_local_node
 from plugin.sidecar.app import Reranker, build_app
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade
+from tests import servers
 from tests.integration import corpus
 from tests.integration.fakes import PATIENT, Backwards, Recorder
 
@@ -57,27 +55,8 @@ class SidecarPort:
     @contextlib.contextmanager
     def serving(self, app: Callable[..., Any]) -> Iterator[None]:
         """Serve an ASGI application (the sidecar's, or a fake one) at the address."""
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                host=self.host,
-                port=self.port,
-                log_config=None,
-                ws="none",
-                timeout_graceful_shutdown=1,
-            )
-        )
-        thread = threading.Thread(target=server.run, name="sidecar", daemon=True)
-        thread.start()
-        try:
-            while not server.started:
-                if not thread.is_alive():
-                    raise RuntimeError(f"no server could be started at {self.url}")
-                time.sleep(0.01)
+        with servers.serving(app, host=self.host, port=self.port):
             yield
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +24,8 @@ from plugin.sidecar.app import build_app
 from plugin.sidecar.protocol import ErrorResponse, RerankRequest, RerankResponse
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade, Hit, RankedHit, RerankResult, StageReport
+from reranker.cascade import Cancelled
+from tests import servers
 
 REPOSITORY = Path(__file__).parents[2]
 CONTRACT = REPOSITORY / "tests" / "contract"
@@ -40,25 +41,24 @@ def cascade() -> Cascade:
 def serving(app: FastAPI) -> Iterator[httpx.Client]:
     """A real server on a free port, and a client of it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=[[listener]], daemon=True)
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            with httpx.Client(base_url=url, timeout=120, trust_env=False) as client:
-                yield client
-        finally:
-            server.should_exit = True
-            thread.join()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            servers.serving(app, listener, timeout_graceful_shutdown=5),
+            httpx.Client(base_url=url, timeout=120, trust_env=False) as client,
+        ):
+            yield client
 
 
 @pytest.fixture(scope="module")
 def client(cascade: Cascade) -> Iterator[httpx.Client]:
-    limits = {"max_hits": 50, "max_body_bytes": 100_000, "max_query_characters": 500}
+    limits = {
+        "max_hits": 50,
+        "max_body_bytes": 100_000,
+        "max_query_characters": 500,
+        "max_title_characters": 3000,
+        "max_passage_characters": 20_000,
+        "max_request_tokens": 4000,
+    }
     with serving(build_app(cascade, load_settings(**limits))) as client:
         yield client
 
@@ -91,6 +91,7 @@ class Gated:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, float | None]] = []
+        self.stopped: list[str] = []
         self.warm = False
         self.open = threading.Event()
 
@@ -100,12 +101,16 @@ class Gated:
         hits: Sequence[Hit],
         passage_depth: int = 20,
         deadline_ms: float | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> RerankResult:
         if not self.warm:
             self.warm = True
             return RerankResult([], [], complete=True)
         self.asked.append((query, deadline_ms))
-        assert self.open.wait(60)
+        while not self.open.wait(0.01):
+            if cancelled():
+                self.stopped.append(query)
+                raise Cancelled("the caller is gone")
         ranked = [
             RankedHit(hit.id, place, 1 + 1 / (place + 1), hit.score)
             for place, hit in enumerate(hits)
@@ -178,8 +183,9 @@ def test_no_hits_are_no_error(client: httpx.Client) -> None:
     assert answer["complete"] is True
 
 
-def test_health_names_the_models(client: httpx.Client, cascade: Cascade) -> None:
-    answer = client.get("/health").json()
+@pytest.mark.parametrize("path", ["/health", "/readyz"])
+def test_health_names_the_models(client: httpx.Client, cascade: Cascade, path: str) -> None:
+    answer = client.get(path).json()
     assert answer["status"] == "ok"
     assert answer["model"] == cascade.name
     assert answer["version"]
@@ -209,6 +215,17 @@ def test_health_names_the_models(client: httpx.Client, cascade: Cascade) -> None
         (b'{"query": "a", "hits": [], "passage_depth": -1}', 422, "passage_depth"),
         (b'{"query": "a", "hits": [], "deadline_ms": 0}', 422, "deadline_ms"),
         (b'{"query": "a", "hits": [%s]}' % b",".join([b"{}"] * 51), 422, "MAX_HITS"),
+        (b'{"query": "a", "hits": [{"title": "%s"}]}' % (b"a" * 3001), 422, "MAX_TITLE_CHARACTERS"),
+        (
+            b'{"query": "a", "hits": [{}, {"passage": "%s"}]}' % (b"a" * 20_001),
+            422,
+            "MAX_PASSAGE_CHARACTERS",
+        ),
+        (
+            b'{"query": "a", "hits": [%s]}' % b",".join([b'{"passage": "%s"}' % (b"a " * 999)] * 9),
+            413,
+            "MAX_REQUEST_TOKENS",
+        ),
         (b'{"query": "%s", "hits": []}' % (b"a" * 100_001), 413, "MAX_BODY_BYTES"),
     ],
     ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else None,
@@ -377,6 +394,19 @@ def test_a_search_whose_caller_is_gone_is_not_computed() -> None:
                 gated.open.set()
         assert client.post("/rerank", json=search(query="after")).status_code == 200
     assert [query for query, _ in gated.asked] == ["first", "last", "after"]
+
+
+def test_a_search_whose_caller_goes_away_is_computed_no_further() -> None:
+    gated = Gated()
+    with serving(build_app(gated, load_settings(max_concurrent=1, max_waiting=0))) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/rerank", json=search(query="gone"), timeout=0.5)
+        wait_until(lambda: gated.stopped == ["gone"])
+        gated.open.set()
+        # Its place is free again, although nobody had opened the gate for it.
+        wait_until(lambda: client.post("/rerank", json=search()).status_code == 200)
+        metrics = client.get("/metrics").text
+    assert 'titlecast_requests_total{outcome="caller_gone",path="/rerank"} 1.0' in metrics
 
 
 def test_the_deadline_counts_from_the_arrival() -> None:
