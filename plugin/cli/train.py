@@ -39,7 +39,7 @@ def train(
     stop_at: Annotated[int | None, typer.Option(help="Stop after this step; resume later.")] = None,
 ) -> None:
     """Train a model: prepare candidates once, then train, resuming where a training stopped."""
-    _needs_torch()
+    needs_torch()
     import torch
 
     from reranker.evaluation.baselines import load_bi_encoder
@@ -80,7 +80,7 @@ def export(
     ] = 1.0,
 ) -> None:
     """Export a training's best weights as a model folder for serving."""
-    _needs_torch()
+    needs_torch()
     from reranker.training.finish import export_trained
 
     export_trained(training, out, name, precision, blend)
@@ -101,7 +101,7 @@ def fuse(
     queries: Annotated[int, typer.Option(min=10, help="Dev queries per query set.")] = 60,
 ) -> None:
     """Fit how both stages and the first stage are combined, and write it beside the models."""
-    _needs_torch()
+    needs_torch()
     from reranker.stages import PassageReranker, TitleReranker
     from reranker.training import config as configs
     from reranker.training.finish import fit_fusion, score_windows
@@ -119,7 +119,8 @@ def fuse(
     Console().print(fusion)
 
 
-def _needs_torch() -> None:
+def needs_torch() -> None:
+    """Raise CommandError, with the remedy, where the `train` extra is not installed."""
     missing = [
         name for name in ("torch", "transformers", "onnx") if not importlib.util.find_spec(name)
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,8 +76,11 @@ def save(folder: Path, pool: Sequence[str], examples: Sequence[Example]) -> None
     part.replace(folder / "examples.jsonl")  # complete, or not there at all
 
 
-def load(folder: Path) -> tuple[list[str], list[Example]]:
-    """Read what `save` wrote. Raises FileNotFoundError where the folder was never prepared."""
+def load(folder: Path, every: int = 1) -> tuple[list[str], list[Example]]:
+    """Read what `save` wrote, or one example in `every`.
+
+    Raises FileNotFoundError where the folder was never prepared.
+    """
     pool = json.loads((folder / "pool.json").read_text("utf-8"))
     with (folder / "examples.jsonl").open(encoding="utf-8") as file:
-        return pool, [Example(**json.loads(line)) for line in file]
+        return pool, [Example(**json.loads(line)) for line in islice(file, 0, None, every)]

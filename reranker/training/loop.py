@@ -11,17 +11,19 @@ import json
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reranker.models.backbone import load_backbone
 from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.pair import PairEncoder
 from reranker.training import losses
+from reranker.training.augment import Augmenter
 from reranker.training.examples import Example, load
 from reranker.training.lists import (
     Batch,
@@ -32,9 +34,12 @@ from reranker.training.lists import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from reranker.models.backbone import Backbone
     from reranker.training.config import Recipe
 
 log = logging.getLogger(__name__)
@@ -42,10 +47,24 @@ log = logging.getLogger(__name__)
 Model = BroadcastEncoder | PairEncoder
 
 
-def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> Path:
+class Data(NamedTuple):
+    """What a training reads; trainings of the same limits and dev sample may share it."""
+
+    pool: list[str]  # texts there are to choose from
+    items: list[Example]
+    texts: Tokens
+    queries: Tokens
+    dev: list[Example]
+    dev_queries: Tokens
+
+
+def train(
+    recipe: Recipe, folder: Path, stop_at: int | None = None, data: Data | None = None
+) -> Path:
     """Train until the recipe's steps (or `stop_at`) are done; resumes from the checkpoint.
 
-    `folder` holds what `prepare` wrote. Returns the path of the best weights on the dev split.
+    `folder` holds what `prepare` wrote, unless `data` is given. Returns the path of the best
+    weights on the dev split.
     """
     torch.manual_seed(recipe.seed)
     backbone = load_backbone(recipe.backbone)
@@ -57,20 +76,12 @@ def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> Path:
     )
     rates = [group["lr"] for group in optimiser.param_groups]
 
-    pool, items = load(folder / "train")
-    dev_pool, dev_items = load(folder / "dev")
-    if not items or dev_pool != pool:
-        raise ValueError(f"{folder} holds no training examples; prepare it first.")
-    tokenizer = Tokenizer.from_str(backbone.tokenizer_json)
-    texts = Tokens(tokenizer, pool, recipe.lists.max_text_tokens)
-    queries = Tokens(tokenizer, [item.query for item in items], recipe.lists.max_query_tokens)
-    dev = dev_sample(dev_items, recipe)
-    dev_queries = Tokens(tokenizer, [item.query for item in dev], recipe.lists.max_query_tokens)
+    pool, items, texts, queries, dev, dev_queries = data or load_data(recipe, folder, backbone)
 
-    checkpoint = folder / "checkpoint.pt"
+    kept = folder / "checkpoint.pt"
     step, best = 0, -1.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         first_stage.data.copy_(state["first_stage"])
@@ -85,25 +96,35 @@ def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> Path:
             "step": step,
             "best": best,
         }
-        write(state, checkpoint)
+        write(state, kept)
+
+    augmenter = None
+    if recipe.augment:
+        tokenizer = Tokenizer.from_str(backbone.tokenizer_json)
+        augmenter = Augmenter(recipe, folder, pool, texts, items, tokenizer)
 
     last = min(recipe.steps, stop_at or recipe.steps)
     started, tokens_seen = time.monotonic(), 0
     while step < last:
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(recipe, step)
+        if augmenter:
+            augmenter.advance(step, model)
         total = 0.0
         for part in range(recipe.accumulate):
             draw = step * recipe.accumulate + part
             chosen = draw_examples(len(items), recipe.queries_per_step, draw, recipe.seed)
             rng = np.random.default_rng([recipe.seed, 1, draw])
             lists = [draw_list(items[i], recipe.lists, len(pool), rng) for i in chosen]
+            asked, golds = [queries[i] for i in chosen], [set(items[i].golds) for i in chosen]
+            if augmenter:
+                augmenter.replace(rng, asked, lists, golds)
             batch = make_batch(
-                [queries[i] for i in chosen],
+                asked,
                 lists,
-                [set(items[i].golds) for i in chosen],
-                texts,
-                chunks=4,
+                golds,
+                augmenter.texts if augmenter else texts,
+                chunks=passes(recipe, lists),
             )
             added = torch.from_numpy(rng.random(len(chosen)) < recipe.with_first_stage)
             dual = draw % recipe.dual_every == 0
@@ -143,6 +164,25 @@ def train(recipe: Recipe, folder: Path, stop_at: int | None = None) -> Path:
         if step % recipe.save_every == 0 or step == last:
             save()
     return folder / "best.pt"
+
+
+def load_data(recipe: Recipe, folder: Path, backbone: Backbone, every: int = 1) -> Data:
+    """Read and tokenize what `prepare` wrote; of the training examples, one in `every`."""
+    pool, items = load(folder / "train", every)
+    dev_pool, dev_items = load(folder / "dev")
+    if not items or dev_pool != pool:
+        raise ValueError(f"{folder} holds no training examples; prepare it first.")
+    tokenizer = Tokenizer.from_str(backbone.tokenizer_json)
+    limits = recipe.lists
+    dev = dev_sample(dev_items, recipe)
+    return Data(
+        pool=pool,
+        items=items,
+        texts=Tokens(tokenizer, pool, limits.max_text_tokens),
+        queries=Tokens(tokenizer, [item.query for item in items], limits.max_query_tokens),
+        dev=dev,
+        dev_queries=Tokens(tokenizer, [item.query for item in dev], limits.max_query_tokens),
+    )
 
 
 def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) -> Model:
@@ -189,20 +229,41 @@ def parameter_groups(
     return groups
 
 
+def passes(recipe: Recipe, lists: Sequence[tuple[list[int], list[float]]]) -> int:
+    """In how many chunks a batch's texts are read."""
+    texts = sum(len(places) for places, _ in lists)
+    return max(4, -(-texts // recipe.texts_per_pass)) if recipe.texts_per_pass else 4
+
+
 def list_logits(model: Model, batch: Batch) -> Tensor:
     """The model's logits over the lists, (B, N)."""
     return _list_logits(model, batch, model.encode_query(batch.query_ids, batch.query_mask))
 
 
-def _list_logits(model: Model, batch: Batch, read: Any) -> Tensor:
-    parts = [model.score(read, c.ids, c.mask, c.owner) for c in batch.chunks]
+def _list_logits(model: Model, batch: Batch, read: Any, again: bool = False) -> Tensor:
+    parts = [_run(again, model.score, read, c.ids, c.mask, c.owner) for c in batch.chunks]
     return _at_their_places(batch, parts).view(batch.valid.shape)
 
 
-def _dual_logits(model: BroadcastEncoder, batch: Batch, read: Any) -> Tensor:
+def _dual_logits(
+    model: BroadcastEncoder, batch: Batch, read: Any, again: bool = False
+) -> Tensor:
     """The dual encoder's logits of every query (B) against every list's texts, (B, B * N)."""
-    parts = [model.dual_scores(read, chunk.ids, chunk.mask) for chunk in batch.chunks]
+    parts = [_run(again, model.dual_scores, read, c.ids, c.mask) for c in batch.chunks]
     return _at_their_places(batch, parts).T
+
+
+def _run(again: bool, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Call a function; `again`: compute its states a second time for the gradients.
+
+    Only the scores of a chunk are kept until then, as in gradient caching (Gao et al. 2021,
+    arXiv 2101.06983): the loss over whole lists and batches is exact, and no more than one
+    chunk's states are in memory at a time.
+    """
+    if not again:
+        return function(*inputs)
+    scores: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return scores
 
 
 def _at_their_places(batch: Batch, parts: Sequence[Tensor]) -> Tensor:
@@ -225,7 +286,8 @@ def batch_loss(
     `dual` False leaves the dual encoder's part out.
     """
     read = model.encode_query(batch.query_ids, batch.query_mask)
-    logits = _list_logits(model, batch, read)
+    again = recipe.texts_per_pass > 0
+    logits = _list_logits(model, batch, read, again)
     fused = logits + first_stage * batch.first_stage * added[:, None]
     if recipe.loss == "softmax":
         loss = losses.listwise_softmax(fused, batch.gold, batch.valid)
@@ -239,11 +301,12 @@ def batch_loss(
         return loss
     if not isinstance(model, BroadcastEncoder):
         raise ValueError("distillation needs the broadcast architecture, which has a dual encoder")
-    scores = _dual_logits(model, batch, read)  # (B, B * N)
+    scores = _dual_logits(model, batch, read, again)  # (B, B * N)
     rows = torch.arange(len(scores))
     student = scores.view(len(scores), *batch.valid.shape)[rows, rows]  # (B, N)
     if recipe.distillation:
-        distance = losses.dynamic_distillation(student, logits, batch.valid)
+        teacher = logits.detach() if recipe.teacher == "static" else logits
+        distance = losses.dynamic_distillation(student, teacher, batch.valid)
         loss = loss + recipe.distillation * distance
     if recipe.in_batch:
         own = losses.in_batch_softmax(scores, batch.gold, batch.valid, batch.elsewhere)
@@ -252,12 +315,20 @@ def batch_loss(
 
 
 def dev_sample(items: Sequence[Example], recipe: Recipe) -> list[Example]:
-    """The dev examples that are looked at: evenly from all sources, always the same."""
-    chosen = np.random.default_rng(recipe.seed).permutation(len(items))[: recipe.check_queries]
-    return [items[i] for i in sorted(chosen.tolist())]
+    """The dev examples that are looked at: as many of every source, always the same.
+
+    A source that has fewer gives all it has, and the others more.
+    """
+    order = np.random.default_rng(recipe.seed).permutation(len(items)).tolist()
+    turns: dict[str, int] = {}
+    ranked = []
+    for place in order:
+        turn = turns[items[place].source] = turns.get(items[place].source, 0) + 1
+        ranked.append((turn, place))
+    ranked.sort(key=lambda pair: pair[0])  # stable: in the drawn order within a turn
+    return [items[i] for i in sorted(place for _, place in ranked[: recipe.check_queries])]
 
 
-@torch.no_grad()
 def check(
     recipe: Recipe,
     model: Model,
@@ -265,24 +336,43 @@ def check(
     dev: Sequence[Example],
     queries: Tokens,
     texts: Tokens,
-    depth: int = 40,
 ) -> dict[str, float]:
-    """Mean reciprocal rank of the first gold text among the window's head: alone and fused."""
+    """Quality on the dev split: the mean over its sources, so that none of them is forgotten."""
+    values = reciprocal_ranks(recipe, model, first_stage, dev, queries, texts)
+    sources = np.array([item.source for item in dev])
+    return {
+        name: round(float(np.mean([v[sources == one].mean() for one in np.unique(sources)])), 4)
+        for name, v in values.items()
+    }
+
+
+@torch.no_grad()
+def reciprocal_ranks(
+    recipe: Recipe,
+    model: Model,
+    first_stage: float,
+    dev: Sequence[Example],
+    queries: Tokens | Sequence[NDArray[np.int32]],
+    texts: Tokens,
+    depth: int = 40,
+) -> dict[str, NDArray[np.float64]]:
+    """1 / rank of the first gold text among the window's head, (queries,) each.
+
+    `first` is the first stage, `alone` the model, `fused` both.
+    """
     model.eval()
-    alone, fused, before = [], [], []
+    found = np.zeros((3, len(dev)))
     for place, item in enumerate(dev):
         pairs = zip(item.candidates[:depth], item.first_stage[:depth], strict=True)
         window = [*zip(item.golds, item.gold_first_stage, strict=True), *pairs]
         lists = [([text for text, _ in window], [score for _, score in window])]
         batch = make_batch([queries[place]], lists, [set(item.golds)], texts, chunks=3)
-        logits = list_logits(model, batch)
-        gold = batch.gold[0]
-        alone.append(reciprocal_rank(logits[0], gold))
-        before.append(reciprocal_rank(batch.first_stage[0], gold))
-        fused.append(reciprocal_rank(logits[0] + first_stage * batch.first_stage[0], gold))
+        logits = list_logits(model, batch)[0]
+        first = batch.first_stage[0]
+        for row, scores in enumerate((first, logits, logits + first_stage * first)):
+            found[row, place] = reciprocal_rank(scores, batch.gold[0])
     model.train()
-    named = {"first": before, "alone": alone, "fused": fused}
-    return {name: round(float(np.mean(values)), 4) for name, values in named.items()}
+    return dict(zip(("first", "alone", "fused"), found, strict=True))
 
 
 def reciprocal_rank(scores: Tensor, gold: Tensor) -> float:

@@ -1,0 +1,107 @@
+"""`titlecast experiment …`: comparisons of trainings that anyone can run again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from plugin.cli.options import CommandError
+from plugin.cli.train import needs_torch
+
+if TYPE_CHECKING:
+    from reranker.training.config import Recipe
+
+Out = Annotated[Path, typer.Option(help="The experiment's folder; an earlier one is resumed.")]
+Data = Annotated[
+    Path | None, typer.Option(help="Folder that the recipe's paths start from; or --prepared.")
+]
+Prepared = Annotated[
+    Path | None, typer.Option(help="A training's folder whose prepared examples are used.")
+]
+Config = Annotated[Path | None, typer.Option(help="The recipe. Without: the experiment's own.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
+Every = Annotated[int, typer.Option(min=1, help="Use one training example in so many.")]
+
+Choosing = Annotated[
+    bool, typer.Option("--choosing", help="Measure on other dev queries, to choose settings by.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    experiments = typer.Typer(help="Compare ways to train.", no_args_is_help=True)
+    experiments.command("sigmoid-trick")(sigmoid_trick)
+    app.add_typer(experiments, name="experiment")
+
+
+def sigmoid_trick(
+    out: Out,
+    data: Data = None,
+    prepared: Prepared = None,
+    config: Config = None,
+    seeds: Seeds = 3,
+    first_seed: Annotated[int, typer.Option(help="The lowest seed.")] = 0,
+    noise: Annotated[
+        list[float] | None,
+        typer.Option(min=0.0, max=1.0, help="Shares of wrong positives (0, 0.1, 0.2, 0.4)."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Of the Sigmoid Trick.")] = 2.0,
+    margin: Annotated[float, typer.Option(help="Of the Sigmoid Trick.")] = 0.0,
+    every: Every = 1,
+    choosing: Choosing = False,
+) -> None:
+    """Compare softmax cross-entropy with the Sigmoid Trick, on clean and on noisy labels."""
+    needs_torch()
+    from reranker.training.experiments import Arm, run_arms
+
+    recipe, folder = start(config, "sigmoid-trick", data, prepared, out)
+    losses: dict[str, dict[str, Any]] = {
+        "softmax": {"loss": "softmax"},
+        "sigmoid-trick": {"loss": "sigmoid-trick", "temperature": temperature, "margin": margin},
+    }
+    arms = [
+        Arm(name, share, seed, recipe.model_copy(update={**changes, "seed": seed}))
+        for seed in range(first_seed, first_seed + seeds)
+        for share in noise or (0.0, 0.4, 0.2, 0.1)
+        for name, changes in losses.items()
+    ]
+    run_arms(arms, folder, out, every, choosing)
+    show(out, "softmax", "sigmoid-trick")
+
+
+def start(
+    config: Path | None, name: str, data: Path | None, prepared: Path | None, out: Path
+) -> tuple[Recipe, Path]:
+    """The experiment's recipe, and the folder of its examples, which are made if need be."""
+    from reranker.evaluation.baselines import load_bi_encoder
+    from reranker.models.backbone import find_backbone
+    from reranker.training import config as configs
+    from reranker.training.prepare import prepare
+
+    logging.getLogger("reranker").setLevel(logging.INFO)
+    recipe = configs.read_recipe(config or configs.RECIPES / "experiments" / f"{name}.toml")
+    if prepared is not None:
+        return recipe, prepared
+    if data is None:
+        raise CommandError("give --data, the folder that the recipe's paths start from")
+    folder = out / "prepared"
+    if not (folder / "trained-on.npy").exists():
+        encode = load_bi_encoder(find_backbone(recipe.backbone)) if recipe.data.dense else None
+        prepare(recipe, data, folder, encode=encode)
+    return recipe, folder
+
+
+def show(out: Path, first: str, second: str) -> None:
+    """Compare the finished arms below `out`; print the table and keep it there."""
+    from reranker.training import experiments
+
+    rows = experiments.compare(experiments.read_results(out), first, second)
+    text = experiments.table(rows, first, second)
+    (out / "table.md").write_text(text + "\n", "utf-8")
+    experiments.write_json(out / "table.json", rows)
+    Console().print(Markdown(text))
