@@ -22,7 +22,10 @@ app = typer.Typer(
 )
 
 # Every module adds its own commands: `register(app)`.
-_MODULES = ("node", "serve", "index", "pipeline", "search", "demo", "train", "evaluate")
+_MODULES = (
+    *("node", "serve", "index", "pipeline", "search", "demo"),
+    *("train", "experiment", "evaluate"),
+)
 
 
 @app.callback()
