@@ -24,9 +24,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from indexing.bulk import load, prepare_index
+from indexing.load import load
 from indexing.records import Document, Record
 from indexing.sources import open_source
+from indexing.target import end_loading, make_index
 from plugin import demo as demos
 from plugin import pipelines
 from plugin.cli.options import CommandError, default_url
@@ -249,7 +250,7 @@ def _index(client: OpenSearch, keep: bool) -> Iterator[None]:
             f" and its pipeline (`titlecast pipeline remove --name {INDEX}`), and run this again"
         )
     try:
-        prepare_index(client, INDEX)  # in here: a signal may come before its answer does
+        make_index(client, INDEX)  # in here: a signal may come before its answer does
         yield
     finally:
         if not keep:
@@ -263,7 +264,8 @@ def _index(client: OpenSearch, keep: bool) -> Iterator[None]:
 
 def _load(console: Console, client: OpenSearch, source: str) -> None:
     with console.status("Indexing …"):
-        summary = load(client, INDEX, _records(source), fresh=True)
+        summary = load(client, INDEX, _records(source))
+        end_loading(client, INDEX)
     if summary.failed or not summary.indexed:
         first = f", first {summary.failures[0].location}: {summary.failures[0].reason}"
         raise CommandError(

@@ -11,8 +11,12 @@ import typer
 class CommandError(Exception):
     """What a user can act on: one sentence that says what was wrong and the remedy.
 
-    `plugin.cli.main` prints it and exits with status 1; with `--debug`, the trace as well.
+    `plugin.cli.main` prints it and exits with `status`; with `--debug`, the trace as well.
     """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def default_url() -> str:

@@ -1,194 +1,298 @@
 import json
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opensearchpy import Connection, OpenSearch
+from opensearchpy.exceptions import AuthorizationException, ConnectionTimeout, TransportError
 from opensearchpy.exceptions import ConnectionError as NoConnectionError
 
-from indexing.bulk import MAX_ID_BYTES, Action, IndexingError, load, prepare
-from indexing.records import Document, Failure, Record, Skip
-
-
-class FakeIndex(Connection):
-    """One index in memory, behind the part of the API that loading uses.
-
-    `refuse` is asked for the status of every document, by how often it was sent before.
-    """
-
-    def __init__(self, refuse: Callable[[str, int], int], **options: Any) -> None:
-        super().__init__(**options)
-        self.refuse = refuse
-        self.documents: dict[str, Any] = {}
-        self.sent: dict[str, int] = {}
-        self.settings: dict[str, Any] = {"index.refresh_interval": "-1"}
-        self.refreshed = 0
-        self.missing = False
-
-    def perform_request(  # type: ignore[override]
-        self,
-        method: str,
-        url: str,
-        params: Mapping[str, Any] | None = None,
-        body: bytes | None = None,
-        timeout: float | None = None,
-        ignore: Any = (),
-        headers: Any = None,
-    ) -> tuple[int, dict[str, str], str]:
-        answer: dict[str, Any]
-        if self.missing:
-            self._raise_error(404, '{"error": "no such index"}')
-        if url == "/i/_count":
-            answer = {"count": len(self.documents) if self.refreshed else 0}
-        elif url == "/i/_refresh":
-            self.refreshed += 1
-            answer = {}
-        elif url == "/i/_settings":
-            self.settings.update(json.loads(body or b"{}"))
-            answer = {}
-        else:
-            assert url == "/i/_bulk"
-            lines = [json.loads(line) for line in (body or b"").rstrip(b"\n").split(b"\n")]
-            pairs = zip(lines[::2], lines[1::2], strict=True)
-            answer = {"items": [{"index": self._index(h["index"]["_id"], d)} for h, d in pairs]}
-        return 200, {"content-type": "application/json"}, json.dumps(answer)
-
-    def _index(self, key: str, source: Any) -> dict[str, Any]:
-        status = self.refuse(key, self.sent.get(key, 0))
-        self.sent[key] = self.sent.get(key, 0) + 1
-        if status == 0:
-            raise NoConnectionError("N/A", "reset", OSError("reset"))
-        if status >= 300:
-            error = {"type": "some_exception", "reason": "why", "caused_by": {"reason": "deeper"}}
-            return {"_id": key, "status": status, "error": error}
-        result = "updated" if key in self.documents else "created"
-        self.documents[key] = source
-        return {"_id": key, "status": status, "result": result}
-
-
-def make(refuse: Callable[[str, int], int] = lambda key, sent: 201) -> tuple[OpenSearch, FakeIndex]:
-    client = OpenSearch(hosts=[{}], connection_class=FakeIndex, refuse=refuse, max_retries=1)
-    return client, client.transport.connection_pool.connections[0]
-
-
-def documents(count: int) -> list[Record]:
-    return [Document(str(number), f"title {number}", "text") for number in range(count)]
-
-
-def test_all_documents_get_in() -> None:
-    client, index = make()
-    seen: list[int] = []
-    summary = load(client, "i", documents(25), on_progress=seen.append, chunk_documents=10)
-    assert (summary.read, summary.created, summary.updated, summary.failed) == (25, 25, 0, 0)
-    assert summary.indexed == summary.documents == 25
-    assert summary.verified
-    assert index.documents["7"] == {"title": "title 7", "passage": "text"}
-    assert seen == list(range(1, 26))
-
-
-def test_documents_replace_those_of_the_same_id() -> None:
-    client, index = make()
-    load(client, "i", documents(3))
-    summary = load(client, "i", [Document("1", "new", ""), Document("9", "more", "")])
-    assert (summary.created, summary.updated, summary.documents) == (1, 1, 4)
-    assert summary.verified
-    assert index.documents["1"]["title"] == "new"
-
-
-def test_what_the_engine_refuses_is_named_with_all_reasons() -> None:
-    client, _ = make(lambda key, sent: 400 if key == "1" else 201)
-    summary = load(client, "i", documents(3))
-    assert summary.failures == (Failure("document '1'", "some_exception: why: deeper"),)
-    assert (summary.read, summary.indexed, summary.failed) == (3, 2, 1)
-    assert summary.verified
-
-
-def test_rejected_documents_are_sent_again_and_others_are_not() -> None:
-    client, index = make(lambda key, sent: 429 if key == "2" and sent < 1 else 201)
-    summary = load(client, "i", documents(4))
-    assert (summary.created, summary.failed) == (4, 0)
-    assert index.sent == {"0": 1, "1": 1, "2": 2, "3": 1}
-
-
-def test_a_cluster_that_stops_answering_ends_the_load() -> None:
-    client, index = make(lambda key, sent: 0 if key == "15" else 201)
-    with pytest.raises(IndexingError, match="stopped answering after 10 documents"):
-        load(client, "i", documents(40), fresh=True, chunk_documents=10)
-    assert index.settings == {"index.refresh_interval": None}
-
-
-def test_only_a_fresh_index_has_its_settings_changed() -> None:
-    client, index = make()
-    load(client, "i", documents(1))
-    assert index.settings == {"index.refresh_interval": "-1"}
-    load(client, "i", documents(1), fresh=True)
-    assert index.settings == {"index.refresh_interval": None}
-
-
-def test_a_lost_document_is_noticed() -> None:
-    client, index = make()
-
-    def records() -> Any:
-        yield from documents(20)
-        index.documents.pop("3")
-
-    summary = load(client, "i", records(), chunk_documents=10)
-    assert not summary.verified
-
-
-def test_a_missing_index_is_an_error() -> None:
-    client, index = make()
-    index.missing = True
-    with pytest.raises(IndexingError, match="there is no index i"):
-        load(client, "i", documents(1))
-
-
-def test_of_many_failures_the_first_are_named() -> None:
-    client, _ = make()
-    summary = load(client, "i", [Failure(f"f:{number}", "bad") for number in range(100)])
-    assert summary.failed == 100
-    assert summary.failures == tuple(Failure(f"f:{number}", "bad") for number in range(20))
-
-
-_RECORDS = st.one_of(
-    st.builds(
-        Document,
-        st.text(max_size=3),
-        st.text(max_size=5),
-        st.text(st.characters(), max_size=5),
-        st.dictionaries(st.text(max_size=2), st.floats() | st.text(max_size=3), max_size=2),
-    ),
-    st.builds(Failure, st.just("f:1"), st.just("bad")),
-    st.builds(Skip, st.just("f:2"), st.just("empty")),
+from indexing.bulk import (
+    MAX_ID_BYTES,
+    VERSIONS,
+    Action,
+    IndexingError,
+    Outcome,
+    Pace,
+    Sender,
+    Stopped,
+    key_of,
+    prepare,
+    reason,
+    source_of,
+    version_now,
 )
+from indexing.records import Document, Failure, Skip
+from tests.indexing.fakes import FakeIndex, answer_error, make
 
 
-@given(st.lists(_RECORDS, max_size=12), st.integers(1, 5))
-def test_every_record_is_indexed_failed_or_skipped(records: list[Record], chunk: int) -> None:
-    client, index = make(lambda key, sent: 400 if "a" in key else 201)
-    summary = load(client, "i", records, chunk_documents=chunk)
-    assert summary.read == len(records)
-    assert summary.read == summary.indexed + summary.failed + summary.skipped
-    assert summary.documents == summary.created == len(index.documents)
-    assert summary.verified
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexing.bulk._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("indexing.bulk._LONGEST_PAUSE", 0.002)
 
 
-def test_a_document_becomes_json_without_loss() -> None:
-    action = prepare(Document("ü", "t\n", "\u2028 p", {"a": [1, None]}))
-    assert isinstance(action, Action)
-    assert action.header == {"index": {"_id": "ü"}}
-    assert "\n" not in action.source
-    assert json.loads(action.source) == {
-        "title": "t\n",
-        "passage": "\u2028 p",
-        "metadata": {"a": [1, None]},
-    }
+def actions(count: int, text: str = "text") -> list[Action]:
+    prepared = [prepare(Document(str(n), f"title {n}", text), n) for n in range(count)]
+    return [one for one in prepared if isinstance(one, Action)]
+
+
+def send(
+    refuse: Callable[[str, int], Any], todo: list[Action], **options: Any
+) -> tuple[Outcome, FakeIndex, list[tuple[str, str]]]:
+    client, index = make(refuse)
+    rejected: list[tuple[str, str]] = []
+    options = {"patience": 30.0, **options}
+    sender = Sender(
+        client, "i", rejected=lambda action, why: rejected.append((action.id, why)), **options
+    )
+    return sender.send(todo), index, rejected
+
+
+def ids(found: list[Action]) -> list[str]:
+    return [action.id for action in found]
+
+
+def test_what_is_sent_is_created_or_replaced() -> None:
+    client, index = make()
+    sender = Sender(client, "i")
+    assert ids(sender.send(actions(3)).created) == ["0", "1", "2"]
+    again = sender.send(actions(4))
+    assert (ids(again.created), ids(again.replaced), again.failed) == (["3"], ["0", "1", "2"], [])
+    assert index.documents["1"] == {"title": "title 1", "passage": "text"}
 
 
 @pytest.mark.parametrize(
-    ("document", "reason"),
+    "refusal",
+    [
+        answer_error(429, "rejected_execution_exception"),
+        answer_error(503, "unavailable_shards_exception"),
+        answer_error(429, "circuit_breaking_exception"),
+        answer_error(403, "cluster_block_exception"),
+        answer_error(500, "some_exception"),
+    ],
+)
+def test_only_the_refused_documents_are_sent_again(refusal: dict[str, Any]) -> None:
+    outcome, index, rejected = send(
+        lambda key, sent: refusal if key == "2" and sent < 3 else 201, actions(4)
+    )
+    assert (len(outcome.created), rejected) == (4, [])
+    assert index.sent == {"0": 1, "1": 1, "2": 4, "3": 1}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoConnectionError("N/A", "reset", OSError("reset")),
+        ConnectionTimeout("TIMEOUT", "read", OSError("timed out")),
+        TransportError(429, "es_rejected_execution_exception", {}),
+        TransportError(502, "bad gateway", {}),
+        TransportError(403, "cluster_block_exception", {}),
+        "not json",
+        '{"items": []}',
+        '{"items": [{"delete": {}}, {}]}',
+        "[]",
+    ],
+)
+def test_a_request_that_is_not_answered_is_sent_again(error: Exception | str) -> None:
+    client, index = make()
+    index.answers = [error, error]
+    outcome = Sender(client, "i").send(actions(2))
+    assert (len(outcome.created), index.sent) == (2, {"0": 1, "1": 1})
+
+
+def test_what_the_engine_refuses_is_named_with_all_reasons() -> None:
+    refusal = {
+        "status": 400,
+        "error": {
+            "type": "mapper_parsing_exception",
+            "reason": "failed to parse",
+            "caused_by": {"reason": "deeper", "caused_by": {"reason": "deepest"}},
+        },
+    }
+    outcome, _, rejected = send(lambda key, sent: refusal if key == "1" else 201, actions(3))
+    assert (ids(outcome.created), ids(outcome.failed)) == (["0", "2"], ["1"])
+    assert rejected == [("1", "mapper_parsing_exception: failed to parse: deeper: deepest")]
+
+
+def test_a_document_that_always_makes_an_error_500_is_given_up() -> None:
+    outcome, index, rejected = send(
+        lambda key, sent: answer_error(500, "null_pointer_exception") if key == "1" else 201,
+        actions(3),
+    )
+    assert (ids(outcome.failed), len(outcome.created)) == (["1"], 2)
+    assert index.sent["1"] == 6
+    assert "null_pointer_exception" in rejected[0][1]
+
+
+def test_of_a_request_that_is_refused_whole_the_documents_at_fault_are_found() -> None:
+    client, index = make()
+    index.refuse_body = lambda body: 400 if b'"13"' in body or b'"5"' in body else None
+    rejected: list[str] = []
+    sender = Sender(client, "i", rejected=lambda action, why: rejected.append(action.id))
+    outcome = sender.send(actions(20))
+    assert sorted(rejected) == ["13", "5"]
+    assert sorted(index.documents, key=int) == [str(n) for n in range(20) if n not in (5, 13)]
+    assert len(outcome.created) == 18
+
+
+def test_requests_become_as_small_as_the_cluster_takes_them() -> None:
+    client, index = make()
+    index.refuse_body = lambda body: 413 if len(body) > 2000 else None
+    rejected: list[tuple[str, str]] = []
+    sender = Sender(client, "i", rejected=lambda action, why: rejected.append((action.id, why)))
+    outcome = sender.send([*actions(50, "x" * 100), *actions(1, "y" * 5000)])
+    assert len(outcome.created) == 50
+    assert [one[0] for one in rejected] == ["0"]
+    assert "http.max_content_length" in rejected[0][1]
+    assert sender.pace.target <= 4000
+
+
+def test_patience_ends_with_what_to_do() -> None:
+    with pytest.raises(IndexingError, match=r"not taken 3 documents .* \(no connection\).* run"):
+        send(lambda key, sent: 0, actions(3), patience=0.02)
+    with pytest.raises(IndexingError, match=r"document '0' .*rejected_execution"):
+        send(
+            lambda key, sent: answer_error(429, "rejected_execution_exception"),
+            actions(1),
+            patience=0.02,
+        )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AuthorizationException(403, "security_exception", {}), "may not write"),
+        (TransportError(401, "unauthorized", {}), "may not write"),
+        (TransportError(404, "index_not_found_exception", {}), "no index i"),
+        (TransportError(405, "not allowed", {}), "no index i"),
+    ],
+)
+def test_what_no_waiting_helps_ends_the_load(error: Exception, said: str) -> None:
+    client, index = make()
+    index.answers = [error]
+    with pytest.raises(IndexingError, match=said):
+        Sender(client, "i").send(actions(2))
+
+
+def test_an_index_that_is_gone_ends_the_load() -> None:
+    with pytest.raises(IndexingError, match="gone or closed"):
+        send(lambda key, sent: answer_error(404, "index_not_found_exception"), actions(2))
+
+
+def test_waiting_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexing.bulk._FIRST_PAUSE", 60.0)
+    monkeypatch.setattr("indexing.bulk._LONGEST_PAUSE", 60.0)
+    stop = threading.Event()
+    waited: list[str] = []
+
+    def waiting(why: str) -> None:
+        waited.append(why)
+        stop.set()
+
+    with pytest.raises(Stopped):
+        send(lambda key, sent: 0, actions(2), stop=stop, waiting=waiting, patience=300)
+    assert waited[0].startswith("no connection; next try in ")
+
+
+def test_the_source_order_decides_between_documents_of_one_id() -> None:
+    """Whatever the order they arrive in; one that something else wrote since is no such thing."""
+    client, index = make()
+    version = version_now()
+    rejected: list[str] = []
+    sender = Sender(client, "i", version=version, rejected=lambda action, why: rejected.append(why))
+    early, late = (prepare(Document("1", text, ""), n, version) for n, text in enumerate("ab"))
+    assert isinstance(early, Action)
+    assert isinstance(late, Action)
+    assert len(sender.send([late]).created) == 1
+    assert len(sender.send([early]).replaced) == 1
+    assert len(sender.send([late]).replaced) == 1  # sent again after a kill
+    assert index.documents["1"]["title"] == "b"
+    index.versions["1"] = version + VERSIONS + 7
+    assert len(sender.send([early]).failed) == 1
+    assert "something else wrote this document" in rejected[0]
+
+
+def test_versions_grow_with_time_and_fit() -> None:
+    version = version_now()
+    assert version % VERSIONS == 0
+    assert 0 < version + VERSIONS < 2**63
+
+
+@given(
+    st.lists(st.integers(0, 3), max_size=30),
+    st.integers(1000, 100_000),
+    st.integers(1, 5),
+)
+def test_every_document_ends_in_exactly_one_place(fates: list[int], size: int, tries: int) -> None:
+    """0 is taken, 1 refused, 2 taken at a later try, 3 refused at a later try."""
+    todo = actions(len(fates), "x" * 300)
+
+    def refuse(key: str, sent: int) -> Any:
+        fate = fates[int(key)]
+        if fate >= 2 and sent < tries:
+            return answer_error(429, "rejected_execution_exception")
+        return answer_error(400, "bad") if fate % 2 else 201
+
+    outcome, index, rejected = send(refuse, todo, pace=Pace(start=size, least=500, most=size))
+    good = [str(n) for n, fate in enumerate(fates) if fate % 2 == 0]
+    bad = [str(n) for n, fate in enumerate(fates) if fate % 2]
+    assert sorted(ids(outcome.created)) == sorted(good) == sorted(index.documents)
+    assert sorted(ids(outcome.failed)) == sorted(bad) == sorted(one[0] for one in rejected)
+    assert outcome.replaced == []
+
+
+def test_requests_grow_while_answers_are_quick_and_shrink_when_they_are_not() -> None:
+    pace = Pace(start=1000, least=100, most=5000, seconds=1.0)
+    pace.answered(1000, 0.1)
+    assert pace.target == 1250
+    pace.answered(10, 0.1)  # says nothing about larger ones
+    assert pace.target == 1250
+    pace.answered(1250, 0.7)
+    assert pace.target == 1250
+    pace.answered(1200, 3.0)
+    assert pace.target == 900
+    for _ in range(20):
+        pace.answered(pace.target, 0.1)
+    assert pace.target == 5000
+    pace.refused(5000)
+    assert pace.target == 2500
+    for _ in range(20):
+        pace.refused(pace.target)
+    assert pace.target == 100
+    pace.too_large(160)
+    for _ in range(20):
+        pace.answered(pace.target, 0.0)
+    assert pace.target == 80
+    with pytest.raises(ValueError, match="no request size"):
+        Pace(least=10, most=5)
+
+
+def test_a_document_becomes_json_without_loss() -> None:
+    document = Document("ü\n", "t\n", "\u2028 p", {"a": [1, None]}, vector=(0.5, 1.0))
+    action = prepare(document, 7, VERSIONS)
+    assert isinstance(action, Action)
+    header, source, rest = action.lines.split(b"\n")
+    assert json.loads(header) == {
+        "index": {"_id": "ü\n", "version": VERSIONS + 7, "version_type": "external_gte"}
+    }
+    assert json.loads(source) == document.fields() == source_of(action)
+    assert rest == b""
+    assert action.position == 7
+    assert action.document is None
+    assert prepare(document, keep=True).document is document  # type: ignore[union-attr]
+
+
+def test_keys_tell_ids_apart_and_are_never_zero() -> None:
+    assert key_of(b"a") == key_of(b"a") != key_of(b"b")
+    assert len(key_of(b"")) == 8
+    assert any(key_of(b"a"))
+
+
+@pytest.mark.parametrize(
+    ("document", "why"),
     [
         (Document("", "t", ""), "512 bytes, not 0"),
         (Document("ü" * 257, "t", ""), "512 bytes, not 514"),
@@ -200,11 +304,11 @@ def test_a_document_becomes_json_without_loss() -> None:
     ],
 )
 def test_what_the_engine_could_not_read_fails_before_it_is_sent(
-    document: Document, reason: str
+    document: Document, why: str
 ) -> None:
     failure = prepare(document)
     assert isinstance(failure, Failure)
-    assert reason in failure.reason
+    assert why in failure.reason
 
 
 def test_the_longest_id_is_fine() -> None:
@@ -221,3 +325,8 @@ def test_a_document_without_text_is_skipped() -> None:
     assert prepare(Document("1", " ", "\n")) == Skip(
         "document '1'", "neither title nor passage has text"
     )
+
+
+def test_reasons_may_have_any_form() -> None:
+    assert reason({"status": 418}) == "status 418"
+    assert reason({"error": "just text"}) == "just text"

@@ -11,8 +11,9 @@ from typer.testing import CliRunner, Result
 
 import plugin.cli.pipeline
 import plugin.cli.search
-from indexing.bulk import load, prepare_index
+from indexing.load import load
 from indexing.records import Document
+from indexing.target import end_loading, make_index
 from plugin import pipelines
 from plugin.cli.search import compare
 from plugin.clusters import connect
@@ -30,10 +31,11 @@ NAME = "titlecast-test-pipelines"
 
 @pytest.fixture(autouse=True)
 def index(client: OpenSearch) -> Iterator[None]:
-    prepare_index(client, INDEX)
+    make_index(client, INDEX)
     # The longer the passage, the lower the engine ranks the one matching word in it.
     words = [Document(str(n), f"title {n}", "word" + " filler" * n) for n in range(1, 21)]
-    load(client, INDEX, words, fresh=True)
+    load(client, INDEX, words)
+    end_loading(client, INDEX)
     yield
     client.indices.delete(index=f"{INDEX}*", ignore=[404])
     for name in client.search_pipeline.get(ignore=[404]):

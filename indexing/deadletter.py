@@ -1,0 +1,125 @@
+"""The file of records that could not be indexed: one JSON object a line, with the reason.
+
+`{"position": 17, "location": "corpus.jsonl:18", "id": "a", "reason": "…", "document": {…}}`: the
+record's position in the source from 0, and what there is of it: the `document` as it would have
+been indexed, or the `excerpt` of what could not be read. With its cause put right, such a file
+is a source itself (`--map id=id --map title=document.title --map passage=document.passage`).
+
+A line is written whole before its record counts as done. Whatever a kill left behind the last
+checkpoint is dropped when the load goes on, as it is then found again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from indexing.records import Failure
+
+
+class DeadLetters:
+    """A dead-letter file open for appending; may be used by several threads.
+
+    `position` is where the load goes on: lines of this and later positions are dropped. At 0 an
+    earlier load's file is kept as `NAME.old`. The file is made by its first line.
+    """
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._file: int | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            return
+        if position == 0:
+            path.replace(path.with_name(f"{path.name}.old"))
+        else:
+            self._drop_from(position)
+
+    def add(
+        self,
+        position: int,
+        failure: Failure,
+        *,
+        id_: str | None = None,
+        document: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append a record with its reason."""
+        entry: dict[str, object] = {"position": position, "location": failure.location}
+        if id_ is not None:
+            entry["id"] = id_
+        entry["reason"] = failure.reason
+        if failure.excerpt:
+            entry["excerpt"] = failure.excerpt
+        if document is not None:
+            entry["document"] = document
+        # In ASCII, as that also writes what no UTF-8 can hold.
+        line = memoryview(json.dumps(_plain(entry)).encode() + b"\n")
+        with self._lock:
+            if self._file is None:
+                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            while line:
+                line = line[os.write(self._file, line) :]
+
+    def sync(self) -> None:
+        """See that all lines survive a loss of power."""
+        with self._lock:
+            if self._file is not None:
+                os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; without a line there is none."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+
+    def first(self, count: int) -> tuple[Failure, ...]:
+        """Give the first of the failures in the file."""
+        failures: list[Failure] = []
+        for entry in entries(self.path):
+            if len(failures) == count:
+                break
+            failures.append(Failure(entry["location"], entry["reason"], entry.get("excerpt", "")))
+        return tuple(failures)
+
+    def _drop_from(self, position: int) -> None:
+        kept = self.path.with_name(f"{self.path.name}.tmp")
+        with kept.open("wb") as file:
+            for entry in entries(self.path):
+                if entry["position"] < position:
+                    file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        kept.replace(self.path)
+
+
+def entries(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a dead-letter file; none where there is no file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError:  # a line that a kill cut, with the next load's behind it
+                continue
+
+
+def _plain(value: object) -> object:
+    """Give a value that JSON can write: numbers and objects that it cannot become text."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float) and value == value and abs(value) != float("inf"):
+        return value
+    return repr(value)

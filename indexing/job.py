@@ -1,0 +1,277 @@
+"""A load from the source to what searches see, which may be killed at any moment and goes on.
+
+Each step can be done twice, and what it needs is on the disk before it begins: an index is named
+in the checkpoint before it is made, marked before its settings change, and an alias is switched
+only to an index that has been compared with what was sent to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opensearchpy import OpenSearch
+from opensearchpy.exceptions import TransportError
+
+from indexing import target
+from indexing.bulk import IndexingError, version_now
+from indexing.checkpoint import Checkpoint, State, differences
+from indexing.load import Encode, Options, Progress, Summary, load
+from indexing.records import Record
+
+_log = logging.getLogger(__name__)
+
+_LETTERS = "dead-letters.jsonl"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a load goes; raises `ValueError` where that cannot be.
+
+    Attributes:
+        index: the index to load into, made if it is not there; or
+        alias: the alias to switch to a new index, once that is loaded.
+        body: what a new index is created with.
+        recreate: delete the index first.
+        delete_old: delete what the alias named before.
+        tune: give an existing index settings fit for loading meanwhile; a new one always has.
+        most_failures: the share of the records that may fail for the alias still to be switched.
+    """
+
+    index: str | None = None
+    alias: str | None = None
+    body: Mapping[str, Any] | None = None
+    recreate: bool = False
+    delete_old: bool = False
+    tune: bool = False
+    most_failures: float = 0.01
+
+    def __post_init__(self) -> None:
+        if (self.index is None) == (self.alias is None):
+            raise ValueError("name either an index or an alias to load into")
+        if self.alias is not None and (self.recreate or self.tune):
+            raise ValueError("an alias is switched to a new index: --recreate has no meaning there")
+        if self.index is not None and self.delete_old:
+            raise ValueError("--delete-old belongs to --alias: without it nothing is replaced")
+
+    @property
+    def name(self) -> str:
+        """What searches name."""
+        return self.index or self.alias or ""
+
+
+class Result(NamedTuple):
+    """What a job did."""
+
+    summary: Summary
+    resumed_at: int | None  # the position; None where the load began anew
+    existed: bool  # the index, before the load
+    switched: bool  # the alias, to the index
+    old: tuple[str, ...]  # indices that the alias named before
+    leftovers: tuple[str, ...]  # half loaded indices of other loads of the alias
+
+
+def state_folder() -> Path:
+    """Give the folder in which loads keep where they are (`XDG_STATE_HOME`)."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "titlecast" / "loads"
+
+
+def job_folder(client: OpenSearch, name: str, root: Path | None = None) -> Path:
+    """Give the folder of loads into an index or alias of a cluster."""
+    cluster = client.info().get("cluster_uuid", "")
+    digest = hashlib.sha256(f"{cluster}\0{name}".encode()).hexdigest()[:8]
+    return (root or state_folder()) / f"{re.sub(r'[^a-zA-Z0-9._-]', '_', name)[:80]}-{digest}"
+
+
+def run(
+    client: OpenSearch,
+    records: Iterable[Record],
+    identity: Mapping[str, Any],
+    destination: Destination,
+    *,
+    folder: Path | None = None,
+    discard: bool = False,
+    dead_letters: Path | None = None,
+    options: Options | None = None,
+    encode: Encode | None = None,
+    on_start: Callable[[str, int | None, bool], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Load records, or go on with the interrupted load of them; see the modules for each step.
+
+    `identity` is what makes two sources the same, as JSON. `folder` is the load's own (default:
+    `job_folder`). With `discard` an interrupted load is forgotten, and its half loaded index
+    deleted. `on_start` is told the index, the position to go on at, and whether it existed.
+    Raises `IndexingError`, what reading the source raises, and opensearchpy's exceptions.
+    """
+    folder = folder or job_folder(client, destination.name)
+    letters = (dead_letters or folder / _LETTERS).absolute()
+    identity = {
+        **identity,
+        "destination": destination.alias or destination.index,
+        "alias": destination.alias is not None,
+        "body": _digest(destination.body),
+        "dead_letters": str(letters),
+    }
+    with ExitStack() as stack:
+        checkpoint = stack.enter_context(Checkpoint(folder))
+        state = None if discard else checkpoint.read()
+        if discard:
+            _discard(client, checkpoint, destination)
+        resumed_at = None
+        if state is not None and state.uuid:
+            resumed_at = state.position
+        if state is None:
+            state = _begin(client, checkpoint, identity, destination)
+        elif found := differences(state.identity, _as_read(identity)):
+            raise IndexingError(
+                f"a load into {destination.name} was interrupted, and this is another one"
+                f" ({'; '.join(found)}): run that one again to go on with it, or forget it with"
+                " --discard"
+            )
+        _make(client, checkpoint, state, destination)
+        if on_start is not None:
+            on_start(state.index, resumed_at, not state.made)
+        if not state.made and destination.tune:
+            target.begin_loading(client, state.index)
+        if destination.alias is None:
+            # Searches see this index, however the load ends. A half loaded one behind no alias
+            # is better left as it is for the load to go on.
+            stack.callback(_end_loading, client, state.index)
+        summary = load(
+            client,
+            state.index,
+            records,
+            checkpoint=checkpoint,
+            dead_letters=letters,
+            options=options,
+            encode=encode,
+            on_progress=on_progress,
+        )
+        switched, old = False, []
+        if destination.alias is not None and summary.verified and summary.indexed:
+            if summary.failed <= destination.most_failures * summary.read:
+                target.end_loading(client, state.index)
+                old = target.switch_alias(
+                    client, destination.alias, state.index, delete_old=destination.delete_old
+                )
+                switched = True
+            else:  # kept: with --most-failures, the same load only has its last step to do
+                return Result(summary, resumed_at, not state.made, False, (), ())
+        checkpoint.clear()
+        leftovers = (
+            target.staged_leftovers(client, destination.alias, state.index)
+            if destination.alias is not None
+            else []
+        )
+        return Result(summary, resumed_at, not state.made, switched, tuple(old), tuple(leftovers))
+
+
+def _begin(
+    client: OpenSearch,
+    checkpoint: Checkpoint,
+    identity: Mapping[str, Any],
+    destination: Destination,
+) -> State:
+    """Decide what is loaded into, and write it down before anything is made."""
+    checkpoint.clear()
+    state = State(identity=dict(identity), version=version_now())
+    if destination.alias is not None:
+        alias = destination.alias
+        named = target.indices_of(client, alias)
+        if not named and target.uuid_of(client, alias) and not destination.delete_old:
+            raise IndexingError(
+                f"{alias} is an index, not an alias: with --delete-old it is replaced by one,"
+                " or choose another name"
+            )
+        state.index = target.staged_name(alias)
+        while target.uuid_of(client, state.index):
+            state.index += "-2"
+        state.made = True
+        state.carried = target.carried_settings(client, alias)
+    else:
+        state.index = destination.name
+        target.check_name(client, state.index)
+        there = target.uuid_of(client, state.index)
+        state.made = destination.recreate or not there
+        if state.made:
+            state.carried = target.carried_settings(client, state.index) if there else {}
+        else:
+            state.uuid = there
+    checkpoint.keys.write_bytes(b"")
+    checkpoint.write(state)
+    return state
+
+
+def _make(
+    client: OpenSearch, checkpoint: Checkpoint, state: State, destination: Destination
+) -> None:
+    """Make the index unless that is done, and see that it is still the same one."""
+    there = target.uuid_of(client, state.index)
+    if state.uuid:
+        if there != state.uuid:
+            raise IndexingError(
+                f"index {state.index} was deleted since its load was interrupted: begin anew"
+                " with --discard"
+            )
+        return
+    if there:
+        if not destination.recreate and not target.is_loading(client, state.index):
+            raise IndexingError(
+                f"index {state.index} was made by something else meanwhile: see what it is, and"
+                " begin anew with --discard"
+            )
+        client.indices.delete(index=state.index)
+    target.make_index(client, state.index, destination.body, state.carried)
+    state.uuid = target.uuid_of(client, state.index)
+    checkpoint.write(state)
+
+
+def _discard(client: OpenSearch, checkpoint: Checkpoint, destination: Destination) -> None:
+    """Forget an interrupted load, whatever it left behind."""
+    try:
+        state = checkpoint.read()
+    except IndexingError:
+        state = None
+    if (
+        state is not None
+        and destination.alias is not None
+        and state.made
+        and state.index.startswith(f"{destination.alias}-")
+        and state.index not in target.indices_of(client, destination.alias)
+    ):
+        client.indices.delete(index=state.index, ignore=[404])
+    checkpoint.clear()
+
+
+def _end_loading(client: OpenSearch, index: str) -> None:
+    try:
+        target.end_loading(client, index)
+    except TransportError as error:
+        # It may happen after another failure: that one must reach the caller.
+        _log.warning(
+            "index %s keeps the settings of a load (no refreshes): run the load again, or"
+            " `titlecast index --restore --index %s` (%s)",
+            index,
+            index,
+            error,
+        )
+
+
+def _digest(body: Mapping[str, Any] | None) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _as_read(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an identity as it comes back from a file."""
+    found: dict[str, Any] = json.loads(json.dumps(identity))
+    return found

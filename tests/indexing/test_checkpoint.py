@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexing import verify
+from indexing.bulk import KEY_BYTES, NO_KEY, Action, IndexingError, key_of, prepare
+from indexing.checkpoint import Checkpoint, State, differences, write_atomically
+from indexing.deadletter import DeadLetters, entries
+from indexing.records import Document, Failure
+
+
+def test_a_state_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    state = State({"a": [1]}, "i", 7, True, {"s": "p"}, "u", 3, 2, 1, 0, 1, 0, 99, 1.5, [{}], True)
+    with Checkpoint(tmp_path / "deep" / "er") as checkpoint:
+        assert checkpoint.read() is None
+        checkpoint.keys.write_bytes(b"")
+        checkpoint.write(state, b"x" * 2 * KEY_BYTES)
+        assert checkpoint.read() == state
+        checkpoint.clear()
+        assert checkpoint.read() is None
+
+
+def test_keys_written_twice_are_there_once(tmp_path: Path) -> None:
+    with Checkpoint(tmp_path) as checkpoint:
+        checkpoint.truncate(0)
+        checkpoint.write(State(position=1), b"a" * KEY_BYTES)
+        checkpoint.write(State(position=2), b"b" * KEY_BYTES)
+        checkpoint.write(State(position=2), b"b" * KEY_BYTES)
+        assert checkpoint.keys.read_bytes() == b"a" * KEY_BYTES + b"b" * KEY_BYTES
+        checkpoint.truncate(1)
+        assert checkpoint.keys.read_bytes() == b"a" * KEY_BYTES
+        with pytest.raises(IndexingError, match="shorter than its checkpoint"):
+            checkpoint.truncate(2)
+
+
+def test_two_loads_cannot_share_a_folder(tmp_path: Path) -> None:
+    with (
+        Checkpoint(tmp_path),
+        pytest.raises(IndexingError, match="another load"),
+        Checkpoint(tmp_path),
+    ):
+        pass
+    with Checkpoint(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"index": 1}'])
+def test_a_broken_checkpoint_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "checkpoint.json").write_text(content)
+    with Checkpoint(tmp_path) as checkpoint, pytest.raises(IndexingError, match="--discard"):
+        checkpoint.read()
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(IndexingError, match="--state"), Checkpoint(tmp_path / "file" / "x"):
+        pass
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_differences_are_named() -> None:
+    assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == [
+        "b was 2 and is now 3",
+        "c was None and is now 4",
+    ]
+
+
+def test_dead_letters_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    letters = DeadLetters(path)
+    for position in (3, 1, 7, 5):
+        letters.add(position, Failure(f"f:{position}", "bad"), id_="x", document={"a": "ü\ud800"})
+    letters.close()
+    with path.open("ab") as file:
+        file.write(b'{"position": 2, "loca')  # cut by a kill
+    letters = DeadLetters(path, 5)
+    assert [entry["position"] for entry in entries(path)] == [3, 1]
+    letters.add(5, Failure("f:5", "bad"))
+    letters.sync()
+    letters.close()
+    assert [json.loads(line)["position"] for line in path.read_text().splitlines()] == [3, 1, 5]
+    assert letters.first(1) == (Failure("f:3", "bad"),)
+
+
+def test_an_earlier_loads_dead_letters_are_kept_aside(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    for reason in ("first", "second"):
+        letters = DeadLetters(path)
+        letters.add(0, Failure("f", reason))
+        letters.close()
+    assert [entry["reason"] for entry in entries(path)] == ["second"]
+    assert [entry["reason"] for entry in entries(tmp_path / "dead.jsonl.old")] == ["first"]
+
+
+@given(st.lists(st.integers(0, 40)), st.integers(1, 9))
+def test_distinct_ids_are_counted_in_parts(
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], at_once: int
+) -> None:
+    path = tmp_path_factory.mktemp("keys") / "keys"
+    edges = {0: NO_KEY, 1: b"\xff" * KEY_BYTES, 2: bytes(KEY_BYTES - 1) + b"\1"}
+    keys = [edges.get(number, key_of(b"%d" % number)) for number in numbers]
+    path.write_bytes(b"".join(keys))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "_KEYS_AT_ONCE", at_once)
+        assert verify.distinct(path) == len({key for key in keys if key != NO_KEY})
+
+
+def test_no_keys_are_no_ids(tmp_path: Path) -> None:
+    assert verify.distinct(tmp_path / "none") == 0
+
+
+def _actions(numbers: list[int]) -> list[Action]:
+    found = [prepare(Document(str(n % 50), f"title {n}", "text"), n) for n in numbers]
+    return [one for one in found if isinstance(one, Action)]
+
+
+@given(st.permutations(list(range(120))), st.integers(0, 120), st.integers(1, 30))
+def test_a_sample_is_the_same_in_any_order_and_after_a_restart(
+    order: list[int], cut: int, size: int
+) -> None:
+    whole = verify.Samples(size=size)
+    whole.add(_actions(list(range(120))))
+    first = verify.Samples(size=size)
+    first.add(_actions(order[:cut]))
+    second = verify.Samples(first, size=size)
+    for action in _actions(order[cut:] + order[: cut // 2]):
+        second.add([action])
+    assert list(second) == list(whole)
+    assert len(list(whole)) == min(size, 50)
+    # Of several documents with one id, the last.
+    assert all(sample.position >= 70 for sample in whole)
+
+
+def test_a_sample_is_evenly_spread() -> None:
+    samples = verify.Samples(size=200)
+    samples.add(
+        one
+        for one in (prepare(Document(f"x{n}", "t", ""), n) for n in range(20_000))
+        if isinstance(one, Action)
+    )
+    positions = np.array([sample.position for sample in samples])
+    assert 8_000 < positions.mean() < 12_000
