@@ -26,10 +26,13 @@ class ClusterError(OSError):
     """The cluster cannot be used as it is; the text names the remedy."""
 
 
-def connect(url: str, *, insecure: bool | None = None, seconds: float = _SECONDS) -> OpenSearch:
+def connect(
+    url: str, *, insecure: bool | None = None, seconds: float = _SECONDS, connections: int = 1
+) -> OpenSearch:
     """Connect to the OpenSearch cluster at a URL (`https://user:password@host:9200/prefix`).
 
-    `insecure` accepts any certificate; if it is None, the variable OPENSEARCH_INSECURE decides.
+    `connections` are kept open for as many threads. `insecure` accepts any certificate; if it is
+    None, the variable OPENSEARCH_INSECURE decides.
     Raises `ClusterError` if the URL is none, or if no OpenSearch of version 3 or later answers
     there.
     """
@@ -41,9 +44,9 @@ def connect(url: str, *, insecure: bool | None = None, seconds: float = _SECONDS
     if not transport_log.isEnabledFor(logging.DEBUG):
         # It logs every failed request with its trace; the exceptions say as much.
         transport_log.setLevel(logging.ERROR)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"pool_maxsize": connections}
     if host["use_ssl"]:
-        options = {"verify_certs": not insecure, "ssl_show_warn": False}
+        options |= {"verify_certs": not insecure, "ssl_show_warn": False}
         if insecure:
             options["ssl_assert_hostname"] = False
     client = OpenSearch(hosts=[host], timeout=seconds, max_retries=2, **options)

@@ -63,7 +63,7 @@ def main() -> None:
         Console(stderr=True, soft_wrap=True).print(
             f"[red]error:[/red] {_sentence(error)}", highlight=False
         )
-        sys.exit(1)
+        sys.exit(error.status if isinstance(error, CommandError) else 1)
 
 
 def _sentence(error: Exception) -> str:
