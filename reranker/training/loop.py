@@ -245,9 +245,7 @@ def _list_logits(model: Model, batch: Batch, read: Any, again: bool = False) -> 
     return _at_their_places(batch, parts).view(batch.valid.shape)
 
 
-def _dual_logits(
-    model: BroadcastEncoder, batch: Batch, read: Any, again: bool = False
-) -> Tensor:
+def _dual_logits(model: BroadcastEncoder, batch: Batch, read: Any, again: bool = False) -> Tensor:
     """The dual encoder's logits of every query (B) against every list's texts, (B, B * N)."""
     parts = [_run(again, model.dual_scores, read, c.ids, c.mask) for c in batch.chunks]
     return _at_their_places(batch, parts).T
