@@ -84,11 +84,22 @@ class Tokenizer:
             found.append(Windowed(windows, left_out or head_cut or body_cut))
         return found
 
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of whole texts, without the two special ones."""
+        encodings = self._tokenizer.encode_batch_fast(
+            [_speakable(text) for text in texts], add_special_tokens=False
+        )
+        return [len(encoding.ids) for encoding in encodings]
+
+    def starts(self, text: str) -> NDArray[np.int64]:
+        """Give where in the text each of its tokens starts, in characters (tokens,)."""
+        encoding = self._tokenizer.encode(_speakable(text), add_special_tokens=False)
+        return np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+
     def _inner(self, texts: Sequence[str], limit: int) -> list[tuple[NDArray[np.int64], bool]]:
         """Ids without the special tokens, and whether characters were dropped unseen."""
         most = limit * _CHARACTERS_PER_TOKEN
-        # A lone surrogate is legal in JSON but not in UTF-8, which the tokenizer speaks.
-        cleaned = [text[:most].encode("utf-8", "replace").decode("utf-8") for text in texts]
+        cleaned = [_speakable(text[:most]) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False)
         return [
             (np.asarray(encoding.ids, dtype=np.int64), len(text) > most)
@@ -100,3 +111,8 @@ class Tokenizer:
         out[0], out[-1] = self._open, self._close
         out[1:-1] = ids
         return out
+
+
+def _speakable(text: str) -> str:
+    """Replace lone surrogates one for one: legal in JSON, but not in UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")

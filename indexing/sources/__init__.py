@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple, get_args
 
-from indexing.records import Record
-from indexing.sources import beir, jsonl, kilt, msmarco, pydoc
-from indexing.sources.files import LineFile, Object
+from indexing.records import Failure, Record
+from indexing.sources import beir, debian, dpr, folder, jsonl, kilt, msmarco, pydoc, tables, trec
+from indexing.sources.fields import FieldMap
+from indexing.sources.files import COMPRESSED, STDIN, Line, LineFile, Object, parse
+from indexing.sources.irds import PREFIX, DataSet
+from indexing.sources.opensearch import Connect, IndexReader
 
-Format = Literal["beir", "kilt", "msmarco", "jsonl", "pydoc"]
-FORMATS: tuple[str, ...] = get_args(Format)
+Format = Literal[
+    "beir",
+    "csv",
+    "debian",
+    "dpr",
+    "folder",
+    "irds",
+    "jsonl",
+    "kilt",
+    "msmarco",
+    "opensearch",
+    "parquet",
+    "pydoc",
+    "trec",
+]
+FORMATS: tuple[Format, ...] = get_args(Format)
+# Formats with named fields, to which a mapping belongs.
+MAPPED = frozenset[Format]({"csv", "jsonl", "opensearch", "parquet"})
+# Formats whose documents are whole pages or sections of them, of any length.
+PAGES = frozenset[Format]({"folder", "kilt"})
+_Lines = Callable[[LineFile], Iterator[Record]]
+_LINES: Mapping[Format, _Lines] = {
+    "beir": beir.documents,
+    "debian": debian.documents,
+    "dpr": dpr.documents,
+    "kilt": kilt.documents,
+    "msmarco": msmarco.documents,
+    "trec": trec.documents,
+}
+_MAPPED_LINES: Mapping[Format, Callable[[LineFile, FieldMap], Iterator[Record]]] = {
+    "csv": tables.csv_documents,
+    "jsonl": jsonl.documents,
+}
 
 
 class Source(NamedTuple):
@@ -28,6 +63,13 @@ class Source(NamedTuple):
     fraction: Callable[[], float | None]  # from 0 to 1; None where the end is not known
     fingerprint: Mapping[str, str | int] = MappingProxyType({})  # what to read, and how
 
+    def through(
+        self, step: Callable[[Iterator[Record]], Iterator[Record]], **options: str | int
+    ) -> Source:
+        """Put a step behind the reading; `options` tell it from other steps."""
+        fingerprint = {**self.fingerprint, **options}
+        return self._replace(records=step(self.records), fingerprint=fingerprint)
+
 
 class SourceError(OSError):
     """A source that cannot be opened, or whose format is not clear; the text names the remedy."""
@@ -36,72 +78,182 @@ class SourceError(OSError):
 def open_source(
     location: str,
     format_: str | None = None,
-    mapping: Mapping[str, tuple[str, ...]] | None = None,
+    fields: FieldMap | None = None,
+    connect: Connect | None = None,
 ) -> Source:
-    """Open a source by its location (a file, a BEIR folder, or `pydoc`).
+    """Open a source by its location.
 
-    `mapping` belongs to the format `jsonl`. Raises `SourceError`.
+    That is a file, a folder, `-` (standard input), `pydoc`, `irds:DATASET`, or an index's
+    address, `http://HOST:9200/INDEX`. `fields` belongs to the formats of `MAPPED`; `connect`
+    makes the client for an index. Raises `SourceError`, and what `connect` raises.
     """
-    if format_ is not None and format_ not in FORMATS:
-        raise SourceError(f"unknown format {format_!r}: use one of {', '.join(FORMATS)}")
-    chosen = format_ or guess_format(location, mapped=bool(mapping))
-    if mapping and chosen != "jsonl":
-        raise SourceError(f"--map belongs to the format jsonl, not {chosen}: leave it out")
+    fields = fields or FieldMap()
+    chosen = _format(location, format_, fields)
+    if fields != FieldMap() and chosen not in MAPPED:
+        raise SourceError(
+            f"the format {chosen} has its own fields: leave --id-field, --title-field,"
+            " --passage-field and --vector-field out"
+        )
+    made_of: dict[str, str | int] = {"format": chosen}
+    if fields != FieldMap():
+        made_of["fields"] = repr(tuple(fields))
     if chosen == "pydoc":
-        return Source("pydoc", "pydoc", pydoc.documents(), lambda: None)
-    path: Path | None = Path(location)
-    if chosen == "beir":
-        path = beir.find_corpus(Path(location))
-    if path is None or not path.is_file():
-        raise SourceError(f"{location} is no {chosen} source: {_needed(chosen)}")
+        return Source("pydoc", chosen, pydoc.documents(), _unknown, made_of)
+    if chosen == "opensearch":
+        index = _index(location, connect)
+        made_of |= {"location": index.name, "sort": index.sort}
+        return Source(index.name, chosen, index.documents(fields), index.fraction, made_of)
     try:
-        file = LineFile(path)
+        if chosen == "irds":
+            data = DataSet(location)
+            made_of["location"] = data.name
+            return Source(data.name, chosen, data.documents(), data.fraction, made_of)
+        return _open_path(location, chosen, fields, made_of)
+    except SourceError:
+        raise
     except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror or error}") from error
-    if chosen == "beir":
-        return Source(str(path), "beir", beir.documents(file), file.fraction)
-    if chosen == "kilt":
-        return Source(str(path), "kilt", kilt.documents(file), file.fraction)
-    if chosen == "msmarco":
-        return Source(str(path), "msmarco", msmarco.documents(file), file.fraction)
-    return Source(str(path), "jsonl", jsonl.documents(file, mapping), file.fraction)
+        raise SourceError(f"{location} cannot be read: {error.strerror or error}") from error
+
+
+def _index(location: str, connect: Connect | None) -> IndexReader:
+    try:
+        return IndexReader(location, connect)
+    except ValueError as error:
+        raise SourceError(str(error)) from error
 
 
 def guess_format(location: str, mapped: bool = False) -> Format:
     """Tell the format from a location where only one can be meant; else raise `SourceError`.
 
-    A JSONL file shows its kind in its first object; a field mapping settles it as `jsonl`.
+    A file shows its kind in its name or its first line; `mapped` fields settle JSON as `jsonl`.
     """
     path = Path(location)
+    if location.startswith(PREFIX):
+        return "irds"
+    if location.startswith(("http://", "https://")):
+        return "opensearch"
+    if location == STDIN:
+        raise SourceError(
+            f"the format of standard input is not clear: give --format {'|'.join(FORMATS)}"
+        )
     if location == "pydoc" and not path.exists():
         return "pydoc"
     if not path.exists():
-        raise SourceError(f"{location} does not exist: name a file, a BEIR folder, or pydoc")
+        raise SourceError(
+            f"{location} does not exist: name a file, a folder, an index's address, -, or pydoc"
+        )
     if path.is_dir():
-        if beir.find_corpus(path):
-            return "beir"
-        raise SourceError(f"no corpus.jsonl in {location}: name a BEIR folder or a file")
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".tsv"):
-        return "msmarco"
-    if mapped:
-        return "jsonl"
-    if name == "corpus.jsonl":
+        return _guess_folder(path)
+    name = path.name.lower()
+    suffix = next((s for s in COMPRESSED if name.endswith(s)), "")
+    end = Path(name.removesuffix(suffix)).suffix
+    if end in folder.SUFFIXES - folder.TEXT and not suffix:
+        return "folder"
+    if end == ".parquet":
+        return "parquet"
+    if mapped and end in (".csv", ".tsv"):
+        return "csv"
+    guessed = _guess_line(path, end, mapped) if path.is_file() else None
+    if guessed is None:
+        raise SourceError(
+            f"the format of {location} is not clear: give --format {'|'.join(FORMATS)}"
+        )
+    return guessed
+
+
+def _format(location: str, format_: str | None, fields: FieldMap) -> Format:
+    if format_ is None:
+        return guess_format(location, mapped=fields != FieldMap())
+    for known in FORMATS:
+        if format_ == known:
+            return known
+    raise SourceError(f"unknown format {format_!r}: use one of {', '.join(FORMATS)}")
+
+
+def _open_path(
+    location: str, format_: Format, fields: FieldMap, made_of: dict[str, str | int]
+) -> Source:
+    path = Path(location)
+    if format_ == "beir" and location != STDIN:
+        found = beir.find_corpus(path)
+        if found is None:
+            raise SourceError(
+                f"{location} is no beir source: name a folder with corpus.jsonl, or that file"
+            )
+        path = found
+    folders = format_ in ("folder", "trec")
+    if location == STDIN:
+        made_of["location"] = STDIN
+        if format_ in ("folder", "parquet"):
+            raise SourceError(f"{format_} cannot be read from standard input: name a file")
+    elif not path.exists() or (path.is_dir() and not folders):
+        wanted = "file or folder" if folders else "file"
+        raise SourceError(f"{location} is no {format_} source: name an existing {wanted}")
+    else:
+        about = path.stat()
+        made_of["location"] = str(path.resolve())
+        if path.is_file():
+            made_of |= {"bytes": about.st_size, "modified": about.st_mtime_ns}
+    name = "stdin" if location == STDIN else str(path)
+    if format_ == "folder":
+        return Source(name, format_, folder.documents(path), _unknown, made_of)
+    if format_ == "parquet":
+        table = tables.ParquetTable(path)
+        return Source(name, format_, table.documents(fields), table.fraction, made_of)
+    if format_ == "trec" and path.is_dir() and location != STDIN:
+        return Source(name, format_, _trec_folder(path), _unknown, made_of)
+    file = LineFile(STDIN if location == STDIN else path)
+    if format_ in _MAPPED_LINES:
+        made = _MAPPED_LINES[format_](file, fields)
+    else:
+        made = _LINES[format_](file)
+    return Source(name, format_, made, file.fraction, made_of)
+
+
+def _trec_folder(path: Path) -> Iterator[Record]:
+    try:
+        for file in folder.files(path):
+            yield from trec.documents(LineFile(file))
+    except OSError as error:
+        yield LineFile.cut(str(error.filename or path), error)
+
+
+def _guess_folder(path: Path) -> Format:
+    if beir.find_corpus(path):
         return "beir"
-    if name.endswith((".jsonl", ".json", ".ndjson")):
-        return _guess_objects(path)
-    raise SourceError(f"the format of {location} is not clear: give --format {'|'.join(FORMATS)}")
+    if any(file.suffix.lower() in folder.SUFFIXES for file in islice(folder.files(path), 1000)):
+        return "folder"
+    raise SourceError(
+        f"no corpus.jsonl, Markdown, HTML or text in {path}: name another folder or a file,"
+        " or give --format trec"
+    )
 
 
-def _guess_objects(path: Path) -> Format:
-    first = next(LineFile(path).objects(), None)
-    fields = first.fields if isinstance(first, Object) else {}
-    if "wikipedia_title" in fields:
+def _guess_line(path: Path, end: str, mapped: bool) -> Format | None:
+    """Tell the format of a file from its first line that is not blank."""
+    first: Line | Failure | None = next(LineFile(path).lines(), None)
+    if isinstance(first, Line):
+        if first.text.lstrip()[:5].upper() == "<DOC>":
+            return "trec"
+        if first.text.startswith("Package: "):
+            return "debian"
+        if first.text.lstrip().startswith("{") and end not in (".csv", ".tsv"):
+            return _guess_object(parse(first), mapped)
+        if end == ".tsv" and tuple(first.text.split("\t")) == dpr.HEADER:
+            return "dpr"
+    named: dict[str, Format] = {".tsv": "msmarco", ".csv": "csv", ".txt": "folder"}
+    if end in (".jsonl", ".json", ".ndjson"):
+        return "jsonl"
+    return named.get(end)
+
+
+def _guess_object(first: Object | Failure, mapped: bool) -> Format:
+    if mapped or isinstance(first, Failure):
+        return "jsonl"
+    if "wikipedia_title" in first.fields:
         return "kilt"
-    return "beir" if "_id" in fields and "text" in fields else "jsonl"
+    return "beir" if "_id" in first.fields and "text" in first.fields else "jsonl"
 
 
-def _needed(format_: str) -> str:
-    if format_ == "beir":
-        return "name a folder with corpus.jsonl, or that file"
-    return "name an existing file"
+def _unknown() -> None:
+    return None

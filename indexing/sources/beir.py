@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from indexing.records import Document, Failure
+from indexing.records import Document, Failure, excerpt
 from indexing.sources.files import LineFile, Object, identifier, text
 
-_NAMES = ("corpus.jsonl", "corpus.jsonl.gz")
+_NAMES = tuple(f"corpus.jsonl{suffix}" for suffix in ("", ".gz", ".zst", ".bz2", ".xz"))
 
 
 def find_corpus(path: Path) -> Path | None:
@@ -30,7 +30,7 @@ def documents(file: LineFile) -> Iterator[Document | Failure]:
 def _document(item: Object) -> Document | Failure:
     fields = item.fields
     if "text" not in fields and "title" not in fields:
-        return Failure(item.location, "neither 'text' nor 'title' in it")
+        return Failure(item.location, "neither 'text' nor 'title' in it", _shown(item))
     metadata = fields.get("metadata") or {}
     try:
         if not isinstance(metadata, dict):
@@ -42,4 +42,8 @@ def _document(item: Object) -> Document | Failure:
             metadata,
         )
     except ValueError as error:
-        return Failure(item.location, str(error))
+        return Failure(item.location, str(error), _shown(item))
+
+
+def _shown(item: Object) -> str:
+    return excerpt(repr(dict(list(item.fields.items())[:10])))

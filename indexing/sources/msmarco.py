@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from indexing.records import Document, Failure
+from indexing.records import Document, Failure, excerpt
 from indexing.sources.files import Line, LineFile
 
 _PASSAGE, _DOCUMENT = 2, 4  # columns
@@ -32,12 +32,16 @@ def _document(line: Line, cells: list[str], columns: int) -> Document | Failure:
     if len(cells) != columns:
         expected = columns or f"{_PASSAGE} or {_DOCUMENT}"
         return Failure(
-            line.location, f"{expected} tab-separated columns are needed, not {len(cells)}"
+            line.location,
+            f"{expected} tab-separated columns are needed, not {len(cells)}",
+            excerpt(line.text),
         )
     key = cells[0].strip()
     if not key:
-        return Failure(line.location, "the first column must hold an id, not nothing")
+        return Failure(
+            line.location, "the first column must hold an id, not nothing", excerpt(line.text)
+        )
     if columns == _PASSAGE:
         return Document(key, "", cells[1].strip())
     _, url, title, body = cells
-    return Document(key, title.strip(), body.strip(), {"url": url.strip()})
+    return Document(key, title.strip(), body.strip(), url=url.strip())

@@ -1,14 +1,27 @@
+import bz2
 import gzip
+import importlib
 import io
 import json
+import lzma
+import random
+import sys
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexing.records import Failure
-from indexing.sources.files import Line, LineFile, Object, identifier, text
+from indexing.records import EXCERPT_CHARACTERS, Failure, excerpt
+from indexing.sources.files import MAX_LINE_BYTES, Line, LineFile, Object, identifier, text
+
+
+def zstd_compress(data: bytes) -> bytes:
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    compressed: bytes = importlib.import_module(name).compress(data)
+    return compressed
 
 
 def read(folder: Path, data: bytes, **options: int) -> list[Line | Failure]:
@@ -42,6 +55,9 @@ def test_bad_utf8_fails_its_line_alone(tmp_path: Path) -> None:
 def test_a_line_that_is_too_long_fails_alone(tmp_path: Path, length: int) -> None:
     records = read(tmp_path, b"a\n" + b"x" * length + b"\nb\n", max_line_bytes=9)
     assert [type(record) for record in records] == [Line, Failure, Line]
+    assert isinstance(records[1], Failure)
+    assert f"{length + (1 if length > 9 else 0)} bytes long" in records[1].reason
+    assert len(records[1].excerpt) <= EXCERPT_CHARACTERS
     assert records[2] == Line("some.jsonl:3", "b")
 
 
@@ -160,3 +176,82 @@ def test_text_is_a_string_or_a_list_of_them() -> None:
     for value in (1, {}, ["a", 1], True):
         with pytest.raises(ValueError, match="field 't' must hold text, not"):
             text(value, "t")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd_compress])
+def test_compression_is_told_by_content(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    lines = b"".join(b"line %d\n" % number for number in range(5_000))
+    found = read(tmp_path, compress(lines) + compress(b"more\n"))
+    assert len(found) == 5_001
+    assert found[-1] == Line("some.jsonl:5001", "more")
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd_compress])
+def test_what_was_cut_short_gives_what_there_is_and_a_failure(
+    tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    rng = random.Random(1)
+    lines = b"".join(b"%d\n" % rng.getrandbits(64) for _ in range(60_000))
+    whole = compress(lines)
+    *found, failure = read(tmp_path, whole[: len(whole) * 3 // 4])
+    assert isinstance(failure, Failure)
+    assert failure.location == f"some.jsonl:{len(found) + 1}"
+    assert "the rest of the file" in failure.reason
+    # No whole line that could be unpacked is lost on the way.
+    texts = [line.text for line in found if isinstance(line, Line)]
+    assert "\n".join(texts).encode() == b"\n".join(lines.split(b"\n")[: len(texts)])
+    assert len(texts) > 1_000
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_compressed_file_of_no_bytes_was_cut(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"some.jsonl{suffix}"
+    path.touch()
+    (failure,) = LineFile(path).lines()
+    assert isinstance(failure, Failure)
+    assert "has been cut" in failure.reason
+
+
+def test_damaged_zstandard_is_a_failure(tmp_path: Path) -> None:
+    damaged = bytearray(zstd_compress(b"".join(b"line %d\n" % n for n in range(100_000))))
+    middle = len(damaged) // 2
+    damaged[middle : middle + 20] = bytes(20)
+    assert isinstance(read(tmp_path, bytes(damaged))[-1], Failure)
+
+
+def test_nul_bytes_fail_their_line_alone(tmp_path: Path) -> None:
+    first, bad, last = read(tmp_path, b"a\nb\0\0\nc\n")
+    assert (first, last) == (Line("some.jsonl:1", "a"), Line("some.jsonl:3", "c"))
+    assert bad == Failure("some.jsonl:2", "a NUL byte in it, which is no text", "b\\x00\\x00\\n")
+
+
+def test_an_excerpt_is_short_and_printable() -> None:
+    assert excerpt(b"\xff\x00a\x1b[31m\n") == "\\xff\\x00a\\x1b[31m\\n"
+    assert excerpt("\u2028é\ud800") == "\\u2028é\\ud800"
+    assert len(excerpt(b"\xff" * 10_000)) == EXCERPT_CHARACTERS
+
+
+@given(st.binary(max_size=800) | st.text(st.characters(), max_size=800))
+def test_any_excerpt_can_be_written_to_any_file(raw: str | bytes) -> None:
+    shown = excerpt(raw)
+    assert len(shown) <= EXCERPT_CHARACTERS
+    assert shown.replace("\t", "").isprintable()
+    shown.encode()
+
+
+def test_a_line_of_100_mb_does_not_take_100_mb(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    with path.open("wb") as file:
+        file.truncate(100_000_000)  # NUL bytes, of which no line end is one
+        file.seek(0, io.SEEK_END)
+        file.write(b'\n{"a": 1}\n')
+    tracemalloc.start()
+    try:
+        records = list(LineFile(path).objects())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [type(record) for record in records] == [Failure, Object]
+    assert isinstance(records[0], Failure)
+    assert "100000001 bytes" in records[0].reason
+    assert peak < 3 * MAX_LINE_BYTES

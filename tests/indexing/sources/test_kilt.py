@@ -37,32 +37,42 @@ def read(folder: Path, *pages: object) -> list[Record]:
 
 
 def test_paragraphs_become_passages_with_title_and_section(tmp_path: Path) -> None:
+    def passage(position: int, start: int, text: str, section: str = "") -> Document:
+        metadata = {"paragraph": start}
+        return Document(
+            f"290-{start}", "A", text, metadata, page_id="290", position=position, section=section
+        )
+
     assert read(tmp_path, PAGE) == [
-        Document(
-            "290-1",
-            "A",
-            "A is the first letter of the alphabet.",
-            {"page_id": "290", "paragraph": 1},
-        ),
-        Document(
-            "290-2",
-            "A",
-            "It has several forms:\nthe upper case\nthe lower case",
-            {"page_id": "290", "paragraph": 2},
-        ),
-        Document(
-            "290-6",
-            "A",
-            "It comes from aleph.",
-            {"page_id": "290", "paragraph": 6, "section": "History"},
-        ),
-        Document(
-            "290-8",
-            "A",
-            "There it became alpha.",
-            {"page_id": "290", "paragraph": 8, "section": "History / Greek"},
-        ),
+        passage(0, 1, "A is the first letter of the alphabet."),
+        passage(1, 2, "It has several forms:\nthe upper case\nthe lower case"),
+        passage(2, 6, "It comes from aleph.", "History"),
+        passage(3, 8, "There it became alpha.", "History / Greek"),
     ]
+
+
+def test_links_go_with_their_paragraph_and_the_address_with_all(tmp_path: Path) -> None:
+    anchors = [
+        {"text": "alphabet", "href": "Alphabet", "paragraph_id": 1, "start": 28, "end": 36},
+        {"text": "case", "href": "Letter%20case", "paragraph_id": 4, "start": 10, "end": 14},
+        {"text": "nowhere", "href": "X", "paragraph_id": 99},
+        {"text": None, "href": "X", "paragraph_id": 1},
+        "no link",
+    ]
+    history = {"url": "https://en.wikipedia.org/w/index.php?title=A&oldid=1"}
+    found = read(tmp_path, {**PAGE, "anchors": anchors, "history": history})
+    links = [one.metadata.get("anchors") for one in found if isinstance(one, Document)]
+    assert links == [
+        [{"text": "alphabet", "href": "Alphabet"}],
+        [{"text": "case", "href": "Letter%20case"}],
+        None,
+        None,
+    ]
+    assert {one.url for one in found if isinstance(one, Document)} == {history["url"]}
+
+
+def test_what_is_no_list_of_links_is_left_out(tmp_path: Path) -> None:
+    assert read(tmp_path, {**PAGE, "anchors": {"a": 1}, "history": []}) == read(tmp_path, PAGE)
 
 
 def test_a_long_list_is_cut_into_passages(tmp_path: Path) -> None:

@@ -24,16 +24,18 @@ def test_two_columns_are_passages(tmp_path: Path) -> None:
 
 def test_four_columns_are_documents(tmp_path: Path) -> None:
     assert read(tmp_path, "D1\thttps://a.example/\tA title\tA body\nD2\t\t\tBody\n") == [
-        Document("D1", "A title", "A body", {"url": "https://a.example/"}),
-        Document("D2", "", "Body", {"url": ""}),
+        Document("D1", "A title", "A body", url="https://a.example/"),
+        Document("D2", "", "Body"),
     ]
 
 
 def test_a_line_with_other_columns_than_the_first_fails(tmp_path: Path) -> None:
     broken, good, cut = read(tmp_path, "a\tb\tc\nD1\tu\tt\tb\nD2\tu\n")
-    assert broken == Failure("collection.tsv:1", "2 or 4 tab-separated columns are needed, not 3")
+    assert broken == Failure(
+        "collection.tsv:1", "2 or 4 tab-separated columns are needed, not 3", "a\tb\tc"
+    )
     assert isinstance(good, Document)
-    assert cut == Failure("collection.tsv:3", "4 tab-separated columns are needed, not 2")
+    assert cut == Failure("collection.tsv:3", "4 tab-separated columns are needed, not 2", "D2\tu")
 
 
 def test_a_line_without_an_id_fails(tmp_path: Path) -> None:
