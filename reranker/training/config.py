@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reranker.models.backbone import DEFAULT_BACKBONE
 
@@ -55,6 +55,8 @@ class ListConfig(_Strict):
     head: int = Field(default=16, ge=1)  # how long that head is
     dense: int = Field(default=0, ge=0)  # from the dense candidates
     random: int = Field(default=0, ge=0)  # from the whole pool; the rest from the window
+    mined: int = Field(default=0, ge=0)  # from the head of the model's own ranking of all these
+    remine_every: int = Field(default=200, ge=1)  # steps between two such rankings
     max_query_tokens: int = Field(default=48, ge=8)
     max_text_tokens: int = Field(default=32, ge=8)
 
@@ -75,6 +77,34 @@ class AugmentConfig(_Strict):
     negative_below: float = Field(default=0.1, ge=0, le=0.5)  # and of a hard negative
     # JSON Lines of queries without judgements, below the data folder: `text`, `input` or `claim`.
     queries: list[str] = []
+
+
+class TeacherConfig(_Strict):
+    """A teacher whose scores are learned beside the labels: distillation with a frozen teacher.
+
+    KL(softmax(teacher / temperature) || softmax(student / temperature)) over each list.
+    """
+
+    # A training's folder. Without: the scores that the examples carry (`Example.taught`).
+    folder: str | None = None
+    blend: float = Field(default=1.0, ge=0, le=1)  # as in `titlecast export --blend`
+    weight: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=1.0, gt=0)
+    layers: list[int] = []  # of the teacher's, which the network starts from; else the backbone
+
+
+class KeepConfig(_Strict):
+    """Unlabelled lists on which the network is held to the bi-encoder it started as.
+
+    So that training in some domains does not forget others: sentences of the corpora's documents
+    are queries, against their own title and others.
+    """
+
+    corpora: list[str] = Field(min_length=1)  # below the data folder
+    weight: float = Field(default=1.0, gt=0)  # of KL(softmax(bi-encoder) || softmax(network))
+    queries: int = Field(default=1000, ge=1)  # made of every corpus
+    queries_per_step: int = Field(default=2, ge=1)
+    size: int = Field(default=16, ge=2)  # texts per list
 
 
 class Recipe(_Strict):
@@ -102,10 +132,13 @@ class Recipe(_Strict):
     # in every batch (1), every second one (2) …
     dual_every: int = Field(default=1, ge=1)
     augment: AugmentConfig | None = None
+    taught_by: TeacherConfig | None = None
     # At most so many texts are held in memory at a time, the others' states are computed again
     # for the gradients: about a third more time, memory that does not grow with the lists.
     # 0 holds all.
     texts_per_pass: int = Field(default=0, ge=0)
+    keep: KeepConfig | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the matrix products; weights are fp32
     steps: int = Field(default=2000, ge=1)
     queries_per_step: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
@@ -121,8 +154,20 @@ class Recipe(_Strict):
     clip: float = Field(default=1.0, gt=0)
     seed: int = 0
     check_every: int = Field(default=250, ge=1)  # steps between two looks at the dev split
-    check_queries: int = Field(default=300, ge=1)
+    check_queries: int = Field(default=300, ge=1)  # as many of every source
+    # Stop after so many looks without a better result; 0 never.
+    patience: int = Field(default=0, ge=0)
     save_every: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.augment and self.taught_by and self.taught_by.folder is None:
+            raise ValueError(
+                "mined lists have no stored scores: give taught_by a folder, or leave augment out"
+            )
+        if self.keep and (self.architecture != "broadcast" or self.task != "title"):
+            raise ValueError("keep needs a title model of the broadcast architecture")
+        return self
 
 
 def read_recipe(path: Path) -> Recipe:

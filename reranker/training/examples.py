@@ -33,6 +33,8 @@ class Example:
     first_stage: list[float]  # standardised first-stage score of each candidate
     gold_first_stage: list[float]  # and of each gold text
     others: list[int] = field(default_factory=list)  # candidates without a first-stage score
+    # A teacher's scores of the gold texts and the candidates, in this order; None: not scored.
+    taught: list[float | None] = field(default_factory=list)
 
 
 def example(

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from reranker.models.backbone import load_backbone
-from reranker.training.loop import load_data, new_model, reciprocal_ranks, train
+from reranker.training.loop import load_data, reciprocal_ranks, train
+from reranker.training.start import new_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from reranker.training.config import Recipe
     from reranker.training.examples import Example
     from reranker.training.loop import Data
+
+    Measuring = Callable[[Recipe, Path, Data, Sequence[int]], dict[str, Any]]
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +58,18 @@ class Interval(NamedTuple):
 
 
 def run_arms(
-    arms: Sequence[Arm], prepared: Path, out: Path, every: int = 1, choosing: bool = False
+    arms: Sequence[Arm],
+    prepared: Path,
+    out: Path,
+    every: int = 1,
+    choosing: bool = False,
+    measuring: Measuring | None = None,
 ) -> None:
     """Train every arm that is not finished yet; `prepared` holds `train` and `dev` examples.
 
     Half of the dev sample is for `choosing` settings, the other half for what is reported. The
     arms' recipes may differ in anything but lengths of texts and the dev sample's size.
+    `measuring` is what is done with a trained arm (`measure`).
     Raises ValueError where a finished arm was made by another recipe.
     """
     data: Data | None = None
@@ -85,7 +94,7 @@ def run_arms(
         items = list(with_noise(data.items, arm.noise, arm.seed))
         train(arm.recipe, folder, data=data._replace(items=items, dev=data.dev[:1]))
         named = {"name": arm.name, "noise": arm.noise, "seed": arm.seed}
-        result = {**named, **measure(arm.recipe, folder, data, dev)}
+        result = {**named, **(measuring or measure)(arm.recipe, folder, data, dev)}
         result["cpu_seconds"] = round(time.process_time() - started, 1)
         write_json(folder / "result.json", result)
         for name in ("checkpoint.pt", "best.pt"):  # 240 MB an arm, and nothing needs them again

@@ -18,10 +18,9 @@ from reranker.fusion import Fusion, neutral, standardise
 from reranker.models.backbone import load_backbone
 from reranker.models.export import Precision, export, has_dual, measure_ranges
 from reranker.runtime import load_model
-from reranker.training.config import read_recipe
 from reranker.training.examples import load
 from reranker.training.lists import Tokens, padded
-from reranker.training.loop import Model, new_model
+from reranker.training.start import load_trained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from reranker.stages import PassageReranker, TitleReranker
     from reranker.training.config import Recipe
+    from reranker.training.start import Model
 
 log = logging.getLogger(__name__)
 
@@ -44,26 +44,6 @@ _LIMITS: dict[str, dict[str, int]] = {
         "max_windows": 4,
     },
 }
-
-
-def load_trained(folder: Path, blend: float = 1.0) -> tuple[Recipe, Model]:
-    """The trained network of a folder, mixed with its start: blend * trained + the rest * start.
-
-    Averaging with the start keeps more of what the backbone knows about other domains
-    (WiSE-FT: Wortsman et al. 2022, arXiv 2109.01903). Raises FileNotFoundError where nothing
-    was trained yet.
-    """
-    recipe = read_recipe(folder / "recipe.toml")
-    backbone = load_backbone(recipe.backbone)
-    model = new_model(recipe, backbone.state, backbone.config)
-    path = folder / "best.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: train first, with `titlecast train`")
-    trained = torch.load(path, weights_only=True)["model"]
-    start = model.state_dict()
-    mixed = {name: start[name].lerp(value, blend) for name, value in trained.items()}
-    model.load_state_dict(mixed)
-    return recipe, model.eval()
 
 
 def export_trained(

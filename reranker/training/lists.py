@@ -41,6 +41,20 @@ class Batch(NamedTuple):
     first_stage: Tensor  # (B, N), standardised; where unknown, the window's lowest
     elsewhere: Tensor  # (B, B * N), True for other lists' texts that are no gold of this query
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        if device.type == "cpu":
+            return self
+        return self._replace(
+            chunks=[Chunk(*(part.to(device) for part in chunk)) for chunk in self.chunks],
+            query_ids=self.query_ids.to(device),
+            query_mask=self.query_mask.to(device),
+            gold=self.gold.to(device),
+            valid=self.valid.to(device),
+            first_stage=self.first_stage.to(device),
+            elsewhere=self.elsewhere.to(device),
+        )
+
 
 class Tokens:
     """Texts as token ids, each cut to a number of tokens with its closing one kept."""
@@ -81,10 +95,15 @@ def draw_examples(count: int, size: int, step: int, seed: int) -> list[int]:
 
 
 def draw_list(
-    item: Example, config: ListConfig, pool: int, rng: np.random.Generator
+    item: Example,
+    config: ListConfig,
+    pool: int,
+    rng: np.random.Generator,
+    hardest: Sequence[int] = (),
 ) -> tuple[list[int], list[float]]:
     """Gold texts followed by negatives, with their first-stage scores; at most `size`.
 
+    `hardest` are negatives by the model's own ranking, of which `config.mined` are taken.
     There is always a negative: of many gold texts, some wait for another step.
     """
     number = min(config.golds, config.size - 1)
@@ -102,6 +121,8 @@ def draw_list(
                 texts[source[place]] = known.get(source[place], floor)
                 wanted -= 1
 
+    if config.mined:
+        take(hardest, config.mined)
     take(item.candidates[: config.head], config.near)
     take(item.others, config.dense)
     if config.random:

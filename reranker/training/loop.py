@@ -3,6 +3,9 @@
 A training lives in a folder: `recipe.toml`, `train/` and `dev/` examples, `checkpoint.pt`
 (model, optimiser and step: all that a resumed training needs to go on bit for bit), `log.jsonl`
 and, at the end, `best.pt`.
+
+Started with `accelerate launch` or `torchrun`, several processes share every step: each takes its
+part of the step's lists, and gradients are averaged. What is drawn is the same for any number.
 """
 
 from __future__ import annotations
@@ -11,20 +14,24 @@ import json
 import logging
 import math
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, reduce
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from reranker.models.backbone import load_backbone
-from reranker.models.broadcast import BroadcastEncoder, from_bert
+from reranker.models.broadcast import BroadcastEncoder
 from reranker.models.pair import PairEncoder
 from reranker.training import losses
 from reranker.training.augment import Augmenter
 from reranker.training.examples import Example, load
+from reranker.training.keep import Keeper
 from reranker.training.lists import (
     Batch,
     Tokens,
@@ -32,10 +39,11 @@ from reranker.training.lists import (
     draw_list,
     make_batch,
 )
+from reranker.training.mining import Miner
+from reranker.training.start import Model, load_trained, new_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -43,8 +51,6 @@ if TYPE_CHECKING:
     from reranker.training.config import Recipe
 
 log = logging.getLogger(__name__)
-
-Model = BroadcastEncoder | PairEncoder
 
 
 class Data(NamedTuple):
@@ -66,26 +72,37 @@ def train(
     `folder` holds what `prepare` wrote, unless `data` is given. Returns the path of the best
     weights on the dev split.
     """
+    processes = PartialState()
+    device, team = processes.device, processes.num_processes
+    if recipe.queries_per_step % team:
+        raise ValueError(
+            f"queries_per_step is {recipe.queries_per_step}: {team} processes cannot share them "
+            "evenly; give a multiple"
+        )
     torch.manual_seed(recipe.seed)
     backbone = load_backbone(recipe.backbone)
-    model = new_model(recipe, backbone.state, backbone.config)
+    model = new_model(recipe, backbone.state, backbone.config).to(device)
     # The weight of the first stage's score beside the model's logit, learned on the way.
-    first_stage = nn.Parameter(torch.tensor(1.0))
+    first_stage = nn.Parameter(torch.tensor(1.0, device=device))
+    teacher = load_teacher(recipe, device)
     optimiser = torch.optim.AdamW(
         parameter_groups(recipe, model, first_stage), betas=(0.9, 0.98), fused=True
     )
     rates = [group["lr"] for group in optimiser.param_groups]
 
     pool, items, texts, queries, dev, dev_queries = data or load_data(recipe, folder, backbone)
+    miner = Miner(recipe, items, texts, queries)
+    keeper = Keeper(recipe, folder, backbone, device) if recipe.keep else None
 
     kept = folder / "checkpoint.pt"
-    step, best = 0, -1.0
+    step, best, since = 0, -1.0, 0  # `since`: looks at the dev split without a better result
     if kept.exists():
-        state = torch.load(kept, weights_only=True)
+        state = torch.load(kept, weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         first_stage.data.copy_(state["first_stage"])
-        step, best = state["step"], state["best"]
+        step, best, since = state["step"], state["best"], state.get("since", 0)
+        miner.hardest = state.get("hardest", {})
         log.info("resumed at step %d", step)
 
     def save() -> None:
@@ -95,8 +112,11 @@ def train(
             "first_stage": first_stage.detach(),
             "step": step,
             "best": best,
+            "since": since,
+            "hardest": miner.hardest,
         }
-        write(state, kept)
+        if processes.is_main_process:
+            write(state, kept)
 
     augmenter = None
     if recipe.augment:
@@ -105,33 +125,51 @@ def train(
 
     last = min(recipe.steps, stop_at or recipe.steps)
     started, tokens_seen = time.monotonic(), 0
-    while step < last:
+    while step < last and not (recipe.patience and since >= recipe.patience):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(recipe, step)
         if augmenter:
-            augmenter.advance(step, model)
+            with processes.main_process_first():  # the others read what it mined
+                augmenter.advance(step, model)
+        miner.advance(step, model, processes)
         total = 0.0
         for part in range(recipe.accumulate):
             draw = step * recipe.accumulate + part
             chosen = draw_examples(len(items), recipe.queries_per_step, draw, recipe.seed)
             rng = np.random.default_rng([recipe.seed, 1, draw])
-            lists = [draw_list(items[i], recipe.lists, len(pool), rng) for i in chosen]
+            lists = [
+                draw_list(items[i], recipe.lists, len(pool), rng, miner.hardest.get(i, ()))
+                for i in chosen
+            ]
             asked, golds = [queries[i] for i in chosen], [set(items[i].golds) for i in chosen]
             if augmenter:
                 augmenter.replace(rng, asked, lists, golds)
-            batch = make_batch(
-                asked,
-                lists,
-                golds,
-                augmenter.texts if augmenter else texts,
-                chunks=passes(recipe, lists),
-            )
             added = torch.from_numpy(rng.random(len(chosen)) < recipe.with_first_stage)
-            dual = draw % recipe.dual_every == 0
-            loss = batch_loss(recipe, model, batch, first_stage, added, dual) / recipe.accumulate
+            mine = slice(processes.process_index, None, team)  # this process's share
+            batch = make_batch(
+                asked[mine],
+                lists[mine],
+                golds[mine],
+                augmenter.texts if augmenter else texts,
+                chunks=passes(recipe, lists[mine]),
+            ).to(device)
+            taught = teach(teacher, batch, [items[i] for i in chosen[mine]], lists[mine])
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                dual = draw % recipe.dual_every == 0
+                loss = batch_loss(
+                    recipe, model, batch, first_stage, added[mine].to(device), dual, taught
+                )
+                if keeper and recipe.keep:
+                    held, before = keeper.draw(draw, processes)
+                    now = list_logits(model, held).float()
+                    distance = losses.dynamic_distillation(before, now, held.valid)
+                    loss = loss + recipe.keep.weight * distance
+            loss = loss / recipe.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             tokens_seen += sum(chunk.mask.numel() for chunk in batch.chunks)
+        if team > 1:
+            total = average(optimiser, total, device)
         norm = nn.utils.clip_grad_norm_(
             [p for group in optimiser.param_groups for p in group["params"]], recipe.clip
         )
@@ -148,14 +186,24 @@ def train(
             "norm": round(float(norm), 3),
         }
         if step % recipe.check_every == 0 or step == recipe.steps:
-            scores = check(recipe, model, float(first_stage.detach()), dev, dev_queries, texts)
+            weight = float(first_stage.detach())
+            seen: list[dict[str, float]] = [{}]
+            if processes.is_main_process:
+                seen = [check(recipe, model, weight, dev, dev_queries, texts)]
+            scores = broadcast_object_list(seen)[0]
             line.update(scores)
             quality = (scores["alone"] + scores["fused"]) / 2
+            since += 1
             if quality >= best:
-                best = quality
-                write({"model": model.state_dict(), "step": step, **scores}, folder / "best.pt")
+                best, since = quality, 0
+                if processes.is_main_process:
+                    state = {"model": model.state_dict(), "step": step, **scores}
+                    write(state, folder / "best.pt")
             log.info("step %d: %s", step, scores)
-        if step % 10 == 0 or "fused" in line:
+            if recipe.patience and since >= recipe.patience:
+                log.info("stopped: no better result in the last %d looks", since)
+                last = step
+        if processes.is_main_process and (step % 10 == 0 or "fused" in line):
             seconds = time.monotonic() - started
             line["tokens_per_second"] = round(tokens_seen / seconds)
             line["first_stage"] = round(float(first_stage.detach()), 4)
@@ -163,7 +211,50 @@ def train(
                 file.write(json.dumps(line) + "\n")
         if step % recipe.save_every == 0 or step == last:
             save()
+    processes.wait_for_everyone()
     return folder / "best.pt"
+
+
+def load_teacher(recipe: Recipe, device: torch.device) -> Model | None:
+    """The frozen network that the recipe names as teacher."""
+    if recipe.taught_by is None or recipe.taught_by.folder is None:
+        return None
+    _, teacher = load_trained(Path(recipe.taught_by.folder), recipe.taught_by.blend)
+    return teacher.to(device).requires_grad_(False)
+
+
+@torch.no_grad()
+def teach(
+    teacher: Model | None,
+    batch: Batch,
+    items: Sequence[Example],
+    lists: Sequence[tuple[list[int], list[float]]],
+) -> Tensor | None:
+    """A teacher's scores of the lists, (B, N), NaN where unknown; None where there are none.
+
+    They are computed where there is a network, else those that the examples carry.
+    """
+    if teacher is not None:
+        return list_logits(teacher, batch).masked_fill(~batch.valid, float("nan"))
+    if not any(item.taught for item in items):
+        return None
+    scores = torch.full(batch.valid.shape, float("nan"))
+    for row, (item, (texts, _)) in enumerate(zip(items, lists, strict=True)):
+        known = dict(zip([*item.golds, *item.candidates], item.taught, strict=False))
+        for place, text in enumerate(texts):
+            score = known.get(text)
+            if score is not None:
+                scores[row, place] = score
+    return scores.to(batch.valid.device)
+
+
+def average(optimiser: torch.optim.Optimizer, total: float, device: torch.device) -> float:
+    """Average the gradients over all processes; returns the average of `total`."""
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = reduce(parameter.grad, "mean")
+    return float(reduce(torch.tensor(total, device=device, dtype=torch.float64), "mean"))
 
 
 def load_data(recipe: Recipe, folder: Path, backbone: Backbone, every: int = 1) -> Data:
@@ -183,12 +274,6 @@ def load_data(recipe: Recipe, folder: Path, backbone: Backbone, every: int = 1) 
         dev=dev,
         dev_queries=Tokens(tokenizer, [item.query for item in dev], limits.max_query_tokens),
     )
-
-
-def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) -> Model:
-    """The untrained network of a recipe, started from the backbone's weights."""
-    broadcast = from_bert(state, bert, **recipe.model)
-    return broadcast if recipe.architecture == "broadcast" else PairEncoder(broadcast)
 
 
 def schedule(recipe: Recipe, step: int) -> float:
@@ -240,6 +325,18 @@ def list_logits(model: Model, batch: Batch) -> Tensor:
     return _list_logits(model, batch, model.encode_query(batch.query_ids, batch.query_mask))
 
 
+def dual_logits(model: BroadcastEncoder, batch: Batch) -> Tensor:
+    """The dual encoder's logits over the lists, (B, N)."""
+    read = model.encode_query(batch.query_ids, batch.query_mask)
+    return _own_lists(_dual_logits(model, batch, read), batch)
+
+
+def _own_lists(scores: Tensor, batch: Batch) -> Tensor:
+    """Of scores against all lists' texts, (B, B * N), those of each query's own, (B, N)."""
+    rows = torch.arange(len(scores))
+    return scores.view(len(scores), *batch.valid.shape)[rows, rows]
+
+
 def _list_logits(model: Model, batch: Batch, read: Any, again: bool = False) -> Tensor:
     parts = [_run(again, model.score, read, c.ids, c.mask, c.owner) for c in batch.chunks]
     return _at_their_places(batch, parts).view(batch.valid.shape)
@@ -278,14 +375,16 @@ def batch_loss(
     first_stage: Tensor,
     added: Tensor,
     dual: bool = True,
+    taught: Tensor | None = None,
 ) -> Tensor:
     """The recipe's loss of one batch; `added` (B,) says which lists add the first stage.
 
-    `dual` False leaves the dual encoder's part out.
+    `dual` False leaves the dual encoder's part out. `taught` (B, N) are a teacher's scores, NaN
+    where there is none.
     """
     read = model.encode_query(batch.query_ids, batch.query_mask)
     again = recipe.texts_per_pass > 0
-    logits = _list_logits(model, batch, read, again)
+    logits = _list_logits(model, batch, read, again).float()
     fused = logits + first_stage * batch.first_stage * added[:, None]
     if recipe.loss == "softmax":
         loss = losses.listwise_softmax(fused, batch.gold, batch.valid)
@@ -295,13 +394,19 @@ def batch_loss(
         )
     else:
         loss = losses.pairwise_logistic(fused, batch.gold, batch.valid)
+    if taught is not None and recipe.taught_by is not None:
+        known = taught.isfinite()
+        heat = recipe.taught_by.temperature
+        theirs = torch.where(known, taught, 0.0) / heat
+        # KL(teacher || student); only the student's scores have a gradient.
+        distance = losses.dynamic_distillation(theirs, logits / heat, known)
+        loss = loss + recipe.taught_by.weight * distance
     if not dual or not (recipe.distillation or recipe.in_batch):
         return loss
     if not isinstance(model, BroadcastEncoder):
         raise ValueError("distillation needs the broadcast architecture, which has a dual encoder")
-    scores = _dual_logits(model, batch, read, again)  # (B, B * N)
-    rows = torch.arange(len(scores))
-    student = scores.view(len(scores), *batch.valid.shape)[rows, rows]  # (B, N)
+    scores = _dual_logits(model, batch, read, again).float()  # (B, B * N)
+    student = _own_lists(scores, batch)  # (B, N)
     if recipe.distillation:
         teacher = logits.detach() if recipe.teacher == "static" else logits
         distance = losses.dynamic_distillation(student, teacher, batch.valid)
@@ -365,6 +470,7 @@ def reciprocal_ranks(
         window = [*zip(item.golds, item.gold_first_stage, strict=True), *pairs]
         lists = [([text for text, _ in window], [score for _, score in window])]
         batch = make_batch([queries[place]], lists, [set(item.golds)], texts, chunks=3)
+        batch = batch.to(next(model.parameters()).device)
         logits = list_logits(model, batch)[0]
         first = batch.first_stage[0]
         for row, scores in enumerate((first, logits, logits + first_stage * first)):

@@ -18,6 +18,7 @@ from reranker.evaluation.collections import (
 from reranker.evaluation.contamination import fingerprint, fingerprints
 from reranker.evaluation.split import side
 from reranker.training import examples
+from reranker.training.keep import prepare_keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -73,6 +74,8 @@ def prepare(
     for name, chosen in kept.items():
         examples.save(out / name, pool, chosen)
         log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
+    if recipe.keep:
+        prepare_keep(recipe.keep, recipe.seed, data, out)
     np.save(out / "trained-on.npy", fingerprints(item.query for item in kept["train"]))
 
 

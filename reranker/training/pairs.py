@@ -1,0 +1,102 @@
+"""Queries made from documents that nobody judged: their own sentences and headings.
+
+A sentence is taken out of its document before anything is compared with it, as in the inverse
+cloze task (Lee et al. 2019, arXiv 1906.00300), so that finding it again is not a matter of words.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from reranker.evaluation.bm25 import BM25
+from reranker.evaluation.collections import Document
+from reranker.training import examples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import numpy as np
+
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+_HEADING = re.compile(
+    r"^\s{0,3}(?:#{1,6}\s+(?P<marked>.+?)\s*#*|(?P<ruled>\S.*?)\s*\n[=\-~]{3,})\s*$", re.M
+)
+_LEAST_WORDS, _MOST_WORDS = 4, 24  # of a sentence that can stand for a query
+_MOST_HEADING_WORDS = 12
+_MOST_CHARACTERS = 20_000  # of a document that are looked at
+
+
+class Made(NamedTuple):
+    """A query made from a document."""
+
+    query: str
+    document: str  # its id
+    rest: str  # the document's text without the query
+
+
+def make_queries(
+    documents: Iterable[Document], rng: np.random.Generator, most: int = 2
+) -> list[Made]:
+    """At most `most` queries of each document, drawn at random among headings and sentences.
+
+    What only repeats the title is no query.
+    """
+    found: list[Made] = []
+    for document in documents:
+        if not document.title:
+            continue
+        text = document.text[:_MOST_CHARACTERS]
+        headings = [(m["marked"] or m["ruled"]).strip() for m in _HEADING.finditer(text)]
+        headings = [h for h in headings if len(h.split()) <= _MOST_HEADING_WORDS]
+        body = _HEADING.sub("\n", text)
+        sentences = [" ".join(part.split()) for part in _SENTENCE.split(body)]
+        sentences = [s for s in sentences if _LEAST_WORDS <= len(s.split()) <= _MOST_WORDS]
+        title = document.title.casefold()
+        spans = [s for s in dict.fromkeys(headings + sentences) if s.casefold() != title]
+        whole = " ".join(text.split())
+        for place in sorted(rng.permutation(len(spans))[:most].tolist()):
+            rest = " ".join(whole.replace(spans[place], " ").split())
+            found.append(Made(spans[place], document.id, rest))
+    return found
+
+
+def against_titles(
+    name: str,
+    made: Iterable[Made],
+    corpus: Mapping[str, Document],
+    rng: np.random.Generator,
+    window: int = 60,
+    random: int = 40,
+) -> tuple[list[str], list[examples.Example]]:
+    """The corpus's distinct titles, and for every query an example against them.
+
+    The gold title is the query's own document's; candidates are BM25's over titles and over
+    documents, and `random` others.
+    """
+    pool = list(dict.fromkeys(d.title for d in corpus.values() if d.title))
+    at = {title: place for place, title in enumerate(pool)}
+    by_title, by_text = BM25(pool, pool), BM25.over(corpus)
+    items = []
+    for one in made:
+        found: dict[str, float] = {}
+        for title, score in by_title.search(one.query, window):
+            found.setdefault(title, score)
+        own = corpus[one.document].title
+        near = (corpus[id].title for id, _ in by_text.search(one.query, window // 2))
+        others = [at[title] for title in near if title and title not in found]
+        others += rng.integers(len(pool), size=random).tolist()
+        item = examples.example(
+            name,
+            one.query,
+            golds=[at[own]],
+            window=[at[title] for title in found],
+            scores=list(found.values()),
+            others=others,
+        )
+        if not item.candidates:  # no title has one of the query's words
+            item.candidates, item.others = item.others, []
+            item.first_stage = [0.0] * len(item.candidates)
+        if item.candidates:
+            items.append(item)
+    return pool, items

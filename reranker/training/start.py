@@ -1,0 +1,83 @@
+"""The networks a training begins with: from a backbone, or from layers of a trained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from reranker.models.backbone import load_backbone
+from reranker.models.broadcast import BroadcastEncoder, from_bert
+from reranker.models.pair import PairEncoder
+from reranker.training.config import read_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from reranker.training.config import Recipe
+
+Model = BroadcastEncoder | PairEncoder
+
+
+def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) -> Model:
+    """The untrained network of a recipe, started from the backbone's weights.
+
+    Where the recipe names a teacher's layers, it starts from those.
+    """
+    broadcast = from_bert(state, bert, **recipe.model)
+    model = broadcast if recipe.architecture == "broadcast" else PairEncoder(broadcast)
+    taught_by = recipe.taught_by
+    if taught_by is not None and taught_by.folder is not None and taught_by.layers:
+        _, teacher = load_trained(Path(taught_by.folder), taught_by.blend)
+        if not isinstance(model, BroadcastEncoder) or not isinstance(teacher, BroadcastEncoder):
+            raise ValueError("a network can take layers of a teacher of the broadcast architecture")
+        model.load_state_dict(some_layers(teacher.state_dict(), taught_by.layers, model))
+    return model
+
+
+def load_trained(folder: Path, blend: float = 1.0) -> tuple[Recipe, Model]:
+    """The trained network of a folder, mixed with its start: blend * trained + the rest * start.
+
+    Averaging with the start keeps more of what the backbone knows about other domains
+    (WiSE-FT: Wortsman et al. 2022, arXiv 2109.01903). Raises FileNotFoundError where nothing
+    was trained yet.
+    """
+    recipe = read_recipe(folder / "recipe.toml")
+    backbone = load_backbone(recipe.backbone)
+    model = new_model(recipe, backbone.state, backbone.config)
+    path = folder / "best.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: train first, with `titlecast train`")
+    trained = torch.load(path, weights_only=True)["model"]
+    start = model.state_dict()
+    mixed = {name: start[name].lerp(value, blend) for name, value in trained.items()}
+    model.load_state_dict(mixed)
+    return recipe, model.eval()
+
+
+def some_layers(
+    teacher: Mapping[str, Tensor], layers: Sequence[int], model: BroadcastEncoder
+) -> dict[str, Tensor]:
+    """The state of a network that has some of a teacher's layers, the lowest first.
+
+    Raises ValueError where the teacher has no such layer, or the network another number.
+    """
+    deep = len(teacher["query_bias"])
+    if len(layers) != model.config.layers or not all(0 <= layer < deep for layer in layers):
+        raise ValueError(
+            f"taught_by.layers {list(layers)} do not fit: the network has {model.config.layers} "
+            f"layers, the teacher 0 to {deep - 1}; give one for each, [model] layers is their "
+            "number"
+        )
+    state = {}
+    for name in model.state_dict():
+        if name == "query_bias":
+            state[name] = teacher[name][list(layers)]
+        elif name.startswith("layers."):
+            _, depth, rest = name.split(".", 2)
+            state[name] = teacher[f"layers.{layers[int(depth)]}.{rest}"]
+        else:
+            state[name] = teacher[name]
+    return {name: value.clone() for name, value in state.items()}
