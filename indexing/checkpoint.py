@@ -43,6 +43,7 @@ class State:
         bytes: of the documents in the index.
         seconds: spent by all runs of the load.
         samples: documents to compare at the end.
+        old: what an alias named before it was switched.
         complete: the source has been read to its end, and `position` is there.
     """
 
@@ -61,6 +62,7 @@ class State:
     bytes: int = 0
     seconds: float = 0.0
     samples: list[dict[str, Any]] = field(default_factory=list)
+    old: list[str] = field(default_factory=list)
     complete: bool = False
 
 

@@ -157,13 +157,11 @@ def run(
             encode=encode,
             on_progress=on_progress,
         )
-        switched, old = False, []
+        switched, old = False, list[str]()
         if destination.alias is not None and summary.verified and summary.indexed:
             if summary.failed <= destination.most_failures * summary.read:
                 target.end_loading(client, state.index)
-                old = target.switch_alias(
-                    client, destination.alias, state.index, delete_old=destination.delete_old
-                )
+                old = _go_live(client, checkpoint, destination, state.index)
                 switched = True
             else:  # kept: with --most-failures, the same load only has its last step to do
                 return Result(summary, resumed_at, not state.made, False, (), ())
@@ -234,6 +232,28 @@ def _make(
     target.make_index(client, state.index, destination.body, state.carried)
     state.uuid = target.uuid_of(client, state.index)
     checkpoint.write(state)
+
+
+def _go_live(
+    client: OpenSearch, checkpoint: Checkpoint, destination: Destination, index: str
+) -> list[str]:
+    """Switch the alias to the index; give what it named before, which is deleted if wanted."""
+    alias = destination.name
+    state = checkpoint.read()
+    if state is None:
+        raise IndexingError(f"the checkpoint in {checkpoint.folder} is gone: see what removed it")
+    named = [name for name in target.indices_of(client, alias) if name != index]
+    if not named and not target.is_alias(client, alias) and target.uuid_of(client, alias):
+        named = [alias]
+    if named:  # else it may have been switched before a kill, which knew them
+        state.old = named
+        checkpoint.write(state)
+    target.switch_alias(client, alias, index, replace=destination.delete_old)
+    if destination.delete_old:
+        for name in state.old:
+            if name != alias:
+                target.delete_unsearched(client, name)
+    return state.old
 
 
 def _discard(client: OpenSearch, checkpoint: Checkpoint, destination: Destination) -> None:

@@ -28,6 +28,7 @@ _REPLICAS = "index.number_of_replicas"
 # and copying whole segments afterwards is cheaper. Every answer still means that the document
 # is in the transaction log on the disk.
 _LOADING = {_REFRESH: "-1", _REPLICAS: 0}
+_SETTLED_SECONDS = 1.0
 
 
 def make_index(
@@ -129,28 +130,37 @@ def staged_leftovers(client: OpenSearch, alias: str, but: str) -> list[str]:
     )
 
 
-def switch_alias(client: OpenSearch, alias: str, index: str, *, delete_old: bool) -> list[str]:
-    """Let an alias name this index only, in one step; give the indices that it named before.
+def switch_alias(client: OpenSearch, alias: str, index: str, *, replace: bool = False) -> None:
+    """Let an alias name this index only, in one step.
 
-    A search sees the old index or the new one, never both or none. With `delete_old` the old
-    ones are deleted in the same step, and so is an index that has the alias's name itself.
+    A search sees the old index or the new one, never both or none. With `replace`, an index that
+    has the alias's name itself is deleted in the same step; a search of it under way fails.
     """
-    old = [name for name in indices_of(client, alias) if name != index]
-    if not old and not is_alias(client, alias) and uuid_of(client, alias):
-        if not delete_old:
-            raise IndexingError(
-                f"{alias} is an index, not an alias: with --delete-old it is replaced by one"
-            )
-        old = [alias]
     actions: list[dict[str, Any]] = [
-        {"remove_index": {"index": name}}
-        if delete_old
-        else {"remove": {"index": name, "alias": alias}}
-        for name in old
+        {"remove": {"index": name, "alias": alias}}
+        for name in indices_of(client, alias)
+        if name != index
     ]
+    if replace and not is_alias(client, alias) and uuid_of(client, alias):
+        actions.append({"remove_index": {"index": alias}})
     actions.append({"add": {"index": index, "alias": alias}})
     client.indices.update_aliases(body={"actions": actions})
-    return old
+
+
+def delete_unsearched(client: OpenSearch, index: str, seconds: float = 60.0) -> None:
+    """Delete an index that no alias names any more, once its last searches have ended.
+
+    They are waited for no longer than that many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    time.sleep(_SETTLED_SECONDS)  # for a search that has read the alias and not begun yet
+    while time.monotonic() < deadline:
+        found = client.indices.stats(index=index, metric="search", ignore=[404])
+        search = found.get("_all", {}).get("total", {}).get("search", {})
+        if not search.get("open_contexts") and not search.get("query_current"):
+            break
+        time.sleep(0.2)
+    client.indices.delete(index=index, ignore=[404])
 
 
 def check_name(client: OpenSearch, index: str) -> None:

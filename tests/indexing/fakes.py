@@ -56,8 +56,8 @@ class FakeIndex(Connection):
     def _answer(self, url: str, body: bytes) -> Any:
         if self.missing:
             self._raise_error(404, '{"error": "no such index"}')
-        if url == "/i/_count":
-            return {"count": len(self.documents) if self.refreshed else 0}
+        if url == "/i/_search":
+            return {"hits": {"total": {"value": len(self.documents) if self.refreshed else 0}}}
         if url == "/i/_refresh":
             self.refreshed += 1
             return {}

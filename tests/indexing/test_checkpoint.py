@@ -14,7 +14,9 @@ from indexing.records import Document, Failure
 
 
 def test_a_state_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    state = State({"a": [1]}, "i", 7, True, {"s": "p"}, "u", 3, 2, 1, 0, 1, 0, 99, 1.5, [{}], True)
+    state = State(
+        {"a": [1]}, "i", 7, True, {"s": "p"}, "u", 3, 2, 1, 0, 1, 0, 99, 1.5, [{}], ["o"], True
+    )
     with Checkpoint(tmp_path / "deep" / "er") as checkpoint:
         assert checkpoint.read() is None
         checkpoint.keys.write_bytes(b"")
