@@ -17,5 +17,5 @@ ENV PATH=/opt/titlecast/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001
 EXPOSE 8900
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8900/health', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8900/readyz', timeout=2)"]
 CMD ["titlecast", "serve", "--host", "0.0.0.0", "--port", "8900"]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import errno
-import logging
-import os
+import signal
 import socket
 import sys
-import threading
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-import uvicorn
 
 from plugin.cli.options import CommandError
-from plugin.sidecar.app import build_app
-from plugin.sidecar.settings import load_settings
-from reranker import Cascade
+from plugin.sidecar.app import Sidecar, build_app
+from plugin.sidecar.logs import AsideHandler, write_logs
+from plugin.sidecar.models import folder_models
+from plugin.sidecar.server import Server
+from plugin.sidecar.settings import Settings, load_settings
+from plugin.sidecar.workers import Workers, stop_at_eof, worker_command
 
-_log = logging.getLogger(__name__)
-
-_GRACE_SECONDS = 10  # for the searches that are under way when it ends
+_LAST_SECONDS = 5.0  # for workers to end in, once their searches are answered
 
 
 def register(app: typer.Typer) -> None:
@@ -43,39 +42,116 @@ def serve(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of one model run. (default: every core)")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the port. (default: 1)")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A file of settings, lines like TITLECAST_PORT=8900.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check settings and models, and say what is so.")
+    ] = False,
     until_eof: Annotated[
         bool,
         typer.Option("--until-eof", hidden=True, help="End when standard input does."),
     ] = False,
+    inherit: Annotated[
+        int | None,
+        typer.Option("--inherit", hidden=True, help="Be a worker at this listening socket."),
+    ] = None,
 ) -> None:
-    """Serve POST /rerank until it is interrupted.
+    """Serve POST /rerank, /v1/rerank and /v2/rerank until it is told to stop.
 
-    Options not given are read from the environment: TITLECAST_HOST, TITLECAST_PORT,
-    TITLECAST_MODEL, TITLECAST_THREADS, and those without an option: TITLECAST_API_KEY or
-    TITLECAST_API_KEY_FILE, TITLECAST_MAX_HITS and the other limits.
+    Every setting that is not given is read from its environment variable, TITLECAST_PORT say, and
+    then from the file. Those without an option are listed in docs/operations.md. SIGTERM ends it
+    when all searches are answered, SIGHUP loads the models anew. With --check it exits with
+    status 0 where it would serve, else 2.
     """
-    settings = load_settings(host=host, port=port, model=model, threads=threads)
-    for name in ("plugin.sidecar", "plugin.cli.serve", "uvicorn"):
-        logger = logging.getLogger(name)
-        if not logger.isEnabledFor(logging.INFO):
-            logger.setLevel(logging.INFO)
-    # The address before the models: whether it can be had shows in an instant.
-    with listening_socket(settings.host, settings.port) as listener:
-        cascade = Cascade.load(settings.model, settings.threads)
-        config = uvicorn.Config(
-            build_app(cascade, settings),
-            log_config=None,
-            access_log=False,  # the searches are logged by the application, with their ids
-            ws="none",
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
-        server = uvicorn.Server(config)
-        if until_eof:
-            threading.Thread(target=_stop_at_eof, args=[server], daemon=True).start()
-        with contextlib.suppress(KeyboardInterrupt):  # that is how it is meant to end
-            server.run([listener])
+    given: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "model": model,
+        "threads": threads,
+        "workers": workers,
+    }
+    try:
+        settings = load_settings(config, **given)
+        if check:
+            _check(settings)
+            return
+    except (ValueError, OSError) as error:
+        if not check:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+    if hasattr(signal, "SIGHUP"):  # would end us before it can mean anything
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handler = write_logs(settings.log_format)
+    try:
+        if inherit is not None:
+            with socket.socket(fileno=inherit) as listener:
+                _serve(settings, listener, until_eof, handler)
+            return
+        # The address before the models: whether it can be had shows in an instant.
+        with listening_socket(settings.host, settings.port) as listener:
+            if settings.workers == 1:
+                _serve(settings, listener, until_eof, handler)
+                return
+            options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+            options += [] if config is None else [f"--config={config}"]
+            status = _serve_workers(settings, listener, until_eof, options)
+    finally:
+        handler.close()
+    raise typer.Exit(status)
+
+
+def _serve(
+    settings: Settings, listener: socket.socket, until_eof: bool, handler: AsideHandler
+) -> None:
+    app = build_app(folder_models(settings.model, settings.threads), settings)
+    sidecar: Sidecar = app.state.sidecar
+    handler.lost = sidecar.metrics.lost_log_lines.inc
+    server = Server(app, settings)
+    if until_eof:
+        stop_at_eof(lambda: setattr(server, "should_exit", True))
+    server.run([listener])
+    if sidecar.failure is not None:
+        raise CommandError(f"the models cannot be loaded: {sidecar.failure}") from sidecar.failure
     if not server.started:
         raise CommandError("the sidecar could not be started: its log above says why")
+
+
+def _serve_workers(
+    settings: Settings, listener: socket.socket, until_eof: bool, options: list[str]
+) -> int:
+    if sys.platform == "win32":
+        raise CommandError("several workers cannot share a port on Windows: use --workers 1")
+    workers = Workers(worker_command(options), listener, settings.workers)
+    if until_eof:
+        stop_at_eof(workers.stop)
+    return workers.run(settings.drain_seconds + settings.grace_seconds + _LAST_SECONDS)
+
+
+def _check(settings: Settings) -> None:
+    """Say what would be served; raises ValueError where nothing would."""
+    names = settings.model_dump(mode="json", exclude={"api_key"})
+    for name, value in names.items():
+        typer.echo(f"TITLECAST_{name.upper()}={'' if value is None else value}")
+    models = folder_models(settings.model, settings.threads)
+    begun = time.monotonic()
+    try:
+        loaded = asyncio.run(models.reload())
+    except Exception as error:
+        raise ValueError(f"the models cannot be loaded: {error}") from error
+    scheme = "https" if settings.tls_cert else "http"
+    certificates = ", callers show a certificate" if settings.tls_client_ca else ""
+    typer.echo(f"models: {loaded.reranker.name}, hash {loaded.hash}")
+    typer.echo(f"loaded and warm in {time.monotonic() - begun:.1f} s")
+    typer.echo(f"keys: {len(settings.keys) or 'none, everybody may ask'}")
+    typer.echo(
+        f"would serve {scheme}://{settings.host}:{settings.port} with {settings.workers} "
+        f"process(es){certificates}"
+    )
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -107,9 +183,3 @@ def listening_socket(host: str, port: int) -> socket.socket:
             "--host and --port"
         ) from error
     return listener
-
-
-def _stop_at_eof(server: uvicorn.Server) -> None:
-    while os.read(0, 4096):  # not by sys.stdin, whose lock would be held when all ends
-        pass
-    server.should_exit = True

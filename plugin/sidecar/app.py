@@ -1,28 +1,39 @@
 """The sidecar's HTTP interface: limits, admission, deadlines; the reranking is the library's.
 
-The event loop only reads and writes. Searches are computed by a few threads, whose queue is the
-line that searches wait in; a search whose caller is gone leaves the line.
+The event loop only reads and writes. Searches are computed by a few threads, whose turns the line
+gives out; a search whose caller is gone leaves the line, or is computed no further.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import importlib.metadata
 import logging
 import math
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from plugin.sidecar.admission import FullError, Line, RefusedError, Work, estimate
+from plugin.sidecar.cohere import (
+    CohereError,
+    CohereRequest,
+    CohereResponse,
+    CohereV1Request,
+    to_response,
+    to_search,
+)
+from plugin.sidecar.gate import Gate, Origin, error_response
+from plugin.sidecar.metrics import CONTENT_TYPE, Metrics
+from plugin.sidecar.models import Loaded, Models, Reranker
 from plugin.sidecar.protocol import (
     ErrorResponse,
     RerankRequest,
@@ -30,74 +41,266 @@ from plugin.sidecar.protocol import (
     WireRankedHit,
     WireStage,
 )
+from plugin.sidecar.settings import Settings
 from reranker.records import Hit, RankedHit, RerankResult
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from plugin.sidecar.settings import Settings
+__all__ = ["Reranker", "Sidecar", "build_app"]
 
 _log = logging.getLogger(__name__)
 
-# Where the body is left unread: otherwise the server would go on reading, to throw it away.
-_CLOSE = {"Connection": "close"}
-
-_WARM_UP = [
-    Hit("1", "heapq.merge: Merge multiple sorted inputs", "Similar to sorted(chain(*inputs)).", 2),
-    Hit("2", "bisect: Bisection algorithms", "Keeps a list in sorted order.", 1),
-]
-
-
-class Reranker(Protocol):
-    """What answers searches: `reranker.Cascade`, or a stand-in of a test."""
-
-    @property
-    def name(self) -> str:
-        """The name of the models."""
-
-    def rerank(
-        self,
-        query: str,
-        hits: Sequence[Hit],
-        passage_depth: int = 20,
-        deadline_ms: float | None = None,
-    ) -> RerankResult:
-        """Order the hits; called from several threads at once."""
+_SENTENCES = {
+    400: "The body could not be read.",
+    401: "The key is missing or wrong.",
+    408: "The body came too slowly.",
+    413: "The request is too large.",
+    422: "A field is missing or cannot be used.",
+    429: "The line is full; `Retry-After` says when it will not be.",
+    499: "The caller hung up; nobody reads this.",
+    500: "The reranking failed; the sidecar's log says why.",
+    503: "Not ready, or the search's time passed in line; `Retry-After` says when to ask again.",
+}
 
 
 class Health(BaseModel):
-    """The body of `GET /health`."""
+    """The body of `GET /readyz` and `GET /health`."""
 
     status: str
     model: str
     version: str
 
 
-class FullError(Exception):
-    """As many searches are computed and wait as may be."""
+class Alive(BaseModel):
+    """The body of `GET /livez`."""
+
+    status: str
 
 
-class LateError(Exception):
-    """The time of a search passed while it stood in line."""
+class Sidecar:
+    """What the application holds between its first search and its last: `app.state.sidecar`."""
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self.models = models
+        self.settings = settings
+        self.metrics = Metrics()
+        self.line = Line(settings.max_concurrent, settings.max_waiting, settings.max_waiting_tokens)
+        self.failure: Exception | None = None  # why the first models could not be loaded
+        self._pool: ThreadPoolExecutor | None = None
+        self._leaving = False
+        self._closing = False
+        self._reloading = asyncio.Lock()  # each takes memory for a second set of models
+
+    def leave(self) -> None:
+        """Say to those who balance load that this sidecar is going; searches are still answered."""
+        self._leaving = True
+        self.metrics.ready.set(0)
+
+    def close(self) -> None:
+        """Refuse searches that come now; those that are inside are still answered."""
+        self.leave()
+        self._closing = True
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is going."""
+        return self._leaving
+
+    def why_not_ready(self) -> str:
+        """Why it answers no searches; empty where it does."""
+        if self._closing:
+            return "this sidecar is stopping: ask another"
+        if self.models.current is None or self._pool is None:
+            return "the models are being loaded: ask again in a moment"
+        return ""
+
+    async def reload(self) -> bool:
+        """Exchange the models for what their folder holds now; False where those before stay."""
+        async with self._reloading:
+            try:
+                await self._load()
+            except Exception as error:
+                _log.exception("the models before stay: loading failed (%s)", error)
+                self.metrics.reloads.labels("failed").inc()
+                return False
+            self.metrics.reloads.labels("done").inc()
+            return True
+
+    async def begin(self) -> None:
+        """Load and warm the first models, and open the threads."""
+        self._pool = ThreadPoolExecutor(self.settings.max_concurrent, "rerank")
+        await self._load()
+        if not self._leaving:
+            self.metrics.ready.set(1)
+
+    def end(self) -> None:
+        """End the threads; a search that is being computed is waited for."""
+        self.metrics.ready.set(0)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    async def _load(self) -> None:
+        before = self.models.current
+        loaded = await self.models.reload()
+        if before is not None and before.hash != loaded.hash:
+            self._describe(before, 0)
+        self._describe(loaded, 1)
+
+    def _describe(self, loaded: Loaded, value: int) -> None:
+        self.metrics.model.labels(loaded.reranker.name, loaded.hash, version()).set(value)
+
+    async def search(
+        self,
+        request: Request,
+        query: str,
+        hits: Sequence[Hit],
+        passage_depth: int,
+        deadline_ms: float | None = None,
+    ) -> tuple[RerankResult, str] | None:
+        """Compute one search in its turn, and name the models; None where the caller is gone.
+
+        Raises `HTTPException` for what is refused.
+        """
+        origin: Origin = request.scope["titlecast.origin"]
+        arrived: float = request.scope["titlecast.arrived"]
+        work = self._check(query, hits, passage_depth)
+        deadline = None if deadline_ms is None else arrived + deadline_ms / 1000
+        computing = asyncio.ensure_future(
+            self._compute(query, hits, passage_depth, work, arrived, deadline)
+        )
+        try:
+            if not await _unless_gone(request, computing):
+                _log.info("search %r: the caller is gone", origin.opaque_id, extra=origin.fields())
+                return None
+            result, model = computing.result()
+        except RefusedError as error:
+            status = 429 if isinstance(error, FullError) else 503
+            _log.warning(
+                "search %r refused: %s", origin.opaque_id, error, extra=origin.fields(status=status)
+            )
+            raise HTTPException(
+                status, str(error), {"Retry-After": str(error.retry_after)}
+            ) from error
+        self.metrics.count_search(result.stages, result.complete)
+        milliseconds = _ms_since(arrived)
+        _log.info(
+            "search %r: %d hits in %.1f ms%s",
+            origin.opaque_id,
+            len(hits),
+            milliseconds,
+            "" if result.complete else ", not complete",
+            extra=origin.fields(
+                hits=len(hits), milliseconds=round(milliseconds, 1), complete=result.complete
+            ),
+        )
+        return result, model
+
+    def count_line(self) -> None:
+        """Bring the numbers of the line up to date."""
+        self.metrics.waiting.set(self.line.waiting)
+        self.metrics.waiting_tokens.set(self.line.waiting_tokens)
+        self.metrics.computed.set(self.line.computed)
+
+    async def _compute(
+        self,
+        query: str,
+        hits: Sequence[Hit],
+        passage_depth: int,
+        work: Work,
+        arrived: float,
+        deadline: float | None,
+    ) -> tuple[RerankResult, str]:
+        gone = threading.Event()
+        try:
+            async with self.line.turn(work, deadline):
+                self.count_line()
+                self.metrics.waited_seconds.observe(time.monotonic() - arrived)
+                loaded, pool = self.models.current, self._pool
+                if loaded is None or pool is None:
+                    raise HTTPException(503, self.why_not_ready(), {"Retry-After": "1"})
+                left = None if deadline is None else (deadline - time.monotonic()) * 1000
+                begun = time.monotonic()
+                turn = asyncio.get_running_loop().run_in_executor(
+                    pool, loaded.reranker.rerank, query, hits, passage_depth, left, gone.is_set
+                )
+                try:
+                    result = await asyncio.shield(turn)
+                except asyncio.CancelledError:
+                    gone.set()  # the models stop at the next chunk; until then the turn is taken
+                    await asyncio.wait([turn])
+                    if not turn.cancelled():
+                        turn.exception()  # `Cancelled`, say: taken note of
+                    raise
+                self.line.observe(
+                    sum(stage.tokens for stage in result.stages), time.monotonic() - begun
+                )
+                return result, loaded.reranker.name
+        finally:
+            self.count_line()
+
+    def _check(self, query: str, hits: Sequence[Hit], passage_depth: int) -> Work:
+        """Estimate a search's work; raise the 422 or 413 of one that cannot be answered."""
+        settings = self.settings
+        if not query.strip():
+            raise HTTPException(422, "query is empty: send the words that the user searched for")
+        _limit("query", len(query), settings.max_query_characters, "QUERY_CHARACTERS", "shorten it")
+        if len(hits) > settings.max_hits:
+            raise HTTPException(
+                422,
+                f"hits has {len(hits)} entries, more than {settings.max_hits}: lower the "
+                "pipeline's window, or raise TITLECAST_MAX_HITS",
+            )
+        for place, hit in enumerate(hits):
+            _limit(
+                f"the title of hit {place}",
+                len(hit.title),
+                settings.max_title_characters,
+                "TITLE_CHARACTERS",
+                "send a title",
+            )
+            _limit(
+                f"the passage of hit {place}",
+                len(hit.passage),
+                settings.max_passage_characters,
+                "PASSAGE_CHARACTERS",
+                "send a shorter one",
+            )
+        work = estimate(query, hits, passage_depth)
+        if work.tokens > settings.max_request_tokens:
+            raise HTTPException(
+                413,
+                f"the search is about {work.tokens} tokens of work, more than "
+                f"{settings.max_request_tokens}: lower window or passage_depth, or raise "
+                "TITLECAST_MAX_REQUEST_TOKENS",
+            )
+        return work
 
 
-def build_app(cascade: Reranker, settings: Settings) -> FastAPI:
-    """Make the application: `POST /rerank` and `GET /health`.
+def build_app(models: Reranker | Models, settings: Settings) -> FastAPI:
+    """Make the application.
 
-    It answers once its lifespan has begun, which runs one search to warm up.
+    With a reranker its lifespan begins with one search to warm up, after which it is ready. With
+    `Models`, which are yet to be loaded, it begins at once and is ready when they are; where they
+    cannot be loaded, `app.state.sidecar.failure` says why.
     """
+    given = models if isinstance(models, Models) else None
+    if given is None:
+        ready = Loaded(models)  # type: ignore[arg-type]
+        given = Models(lambda: ready)
+    sidecar = Sidecar(given, settings)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        line = Line(cascade, settings.max_concurrent, settings.max_waiting)
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.ensure_future(sidecar.begin())
         try:
-            begun = time.monotonic()
-            warm_up = RerankRequest(query="merge sorted lists", hits=[], passage_depth=2)
-            await asyncio.wrap_future(line.join(warm_up, _WARM_UP, begun))
-            _log.info("%s is warm after %.0f ms", cascade.name, _ms_since(begun))
-            yield {"line": line}
+            if isinstance(models, Models):
+                loading.add_done_callback(lambda done: _note_failure(sidecar, done))
+            else:
+                await loading
+            yield
         finally:
-            line.close()
+            loading.cancel()
+            await asyncio.wait([loading])
+            sidecar.end()
 
     app = FastAPI(
         title="Titlecast sidecar",
@@ -105,53 +308,88 @@ def build_app(cascade: Reranker, settings: Settings) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
-        responses={"default": {"model": ErrorResponse, "description": "Not answered; says why."}},
+        responses=_documented(401, 500),
     )
-    app.add_middleware(_Gate, key=settings.key, max_body_bytes=settings.max_body_bytes)
+    app.state.sidecar = sidecar
+    app.add_middleware(
+        Gate,
+        settings=settings,
+        metrics=sidecar.metrics,
+        why_not_ready=sidecar.why_not_ready,
+        leaving=lambda: sidecar.leaving,
+    )
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(Exception, _on_failure)
+    _add_watch(app, sidecar)
+    _add_searches(app, sidecar)
+    return app
 
-    @app.get("/health")
-    async def health() -> Health:
-        """Tell that searches are answered, and by which models."""
-        return Health(status="ok", model=cascade.name, version=version())
 
-    @app.post("/rerank", response_model=RerankResponse)
+def _add_watch(app: FastAPI, sidecar: Sidecar) -> None:
+    @app.get("/livez")
+    async def livez() -> Alive:
+        """Tell that the process answers at all; if it does not, restart it."""
+        return Alive(status="ok")
+
+    @app.get("/readyz", response_model=Health, responses=_documented(503))
+    @app.get("/health", response_model=Health, responses=_documented(503))
+    async def readyz() -> Response:
+        """Tell that searches are answered, and by which models; if not, send them elsewhere."""
+        why = sidecar.why_not_ready() or ("this sidecar is stopping" if sidecar.leaving else "")
+        loaded = sidecar.models.current
+        if why or loaded is None:
+            return error_response("", 503, why, {"Retry-After": "1"})
+        health = Health(status="ok", model=loaded.reranker.name, version=version())
+        return _json(health)
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Give the numbers, in Prometheus' text format."""
+        sidecar.count_line()
+        return Response(sidecar.metrics.write(), headers={"Content-Type": CONTENT_TYPE})
+
+
+def _add_searches(app: FastAPI, sidecar: Sidecar) -> None:
+    refusals = (400, 408, 413, 422, 429, 499, 503)
+
+    @app.post("/rerank", response_model=RerankResponse, responses=_documented(*refusals))
     async def rerank(search: RerankRequest, request: Request) -> Response:
         """Order the hits of one search by their titles, the best of them by their passages."""
-        arrived: float = request.scope["titlecast.arrived"]
-        _check(search, settings)
-        opaque_id = request.headers.get("x-opaque-id", "")
         hits = [
             Hit(hit.id, hit.title, hit.passage, math.nan if hit.score is None else hit.score)
             for hit in search.hits
         ]
-        line: Line = request.state.line
-        try:
-            turn = line.join(search, hits, arrived)
-        except FullError as error:
-            _log.warning("search %r refused: %s", opaque_id, error)
-            raise HTTPException(429, str(error), {"Retry-After": "1"}) from error
-        try:
-            result = await _unless_gone(request, turn)
-        except LateError as error:
-            _log.warning("search %r dropped: %s", opaque_id, error)
-            raise HTTPException(503, str(error), {"Retry-After": "1"}) from error
-        if result is None:
-            _log.info("search %r: the caller is gone", opaque_id)
-            return Response(status_code=499)  # nobody reads it
-        answer = _answer(result, _ms_since(arrived), cascade.name)
-        _log.info(
-            "search %r: %d hits in %.1f ms%s",
-            opaque_id,
-            len(hits),
-            answer.milliseconds,
-            "" if answer.complete else ", not complete",
+        done = await sidecar.search(
+            request, search.query, hits, search.passage_depth, search.deadline_ms
         )
-        return Response(answer.model_dump_json(), media_type="application/json")
+        if done is None:
+            return Response(status_code=499)
+        arrived: float = request.scope["titlecast.arrived"]
+        return _json(_answer(*done, _ms_since(arrived)))
 
-    return app
+    async def cohere(
+        search: CohereRequest, request: Request, version: Literal["1", "2"]
+    ) -> Response:
+        try:
+            hits, passage_depth = to_search(search)
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        done = await sidecar.search(request, search.query, hits, passage_depth)
+        if done is None:
+            return Response(status_code=499)
+        return _json(to_response(search, done[0], version), exclude_none=True)
+
+    documented = _documented(401, 500, *refusals, model=CohereError)
+
+    @app.post("/v1/rerank", response_model=CohereResponse, responses=documented)
+    async def rerank_v1(search: CohereV1Request, request: Request) -> Response:
+        """Order documents as version 1 of Cohere's API does."""
+        return await cohere(search, request, "1")
+
+    @app.post("/v2/rerank", response_model=CohereResponse, responses=documented)
+    async def rerank_v2(search: CohereRequest, request: Request) -> Response:
+        """Order documents as version 2 of Cohere's API does."""
+        return await cohere(search, request, "2")
 
 
 def version() -> str:
@@ -162,144 +400,39 @@ def version() -> str:
         return "unknown"
 
 
-class Line:
-    """The line in front of the models: so many searches are computed, so many wait.
-
-    Used on the event loop; `close` ends it.
-    """
-
-    def __init__(self, cascade: Reranker, concurrent: int, waiting: int) -> None:
-        self._cascade = cascade
-        self._concurrent = concurrent
-        self._most = concurrent + waiting
-        self._lock = threading.Lock()
-        self._inside = 0  # computed or waiting
-        self._pool = ThreadPoolExecutor(concurrent, thread_name_prefix="rerank")
-
-    def join(
-        self, search: RerankRequest, hits: Sequence[Hit], arrived: float
-    ) -> Future[RerankResult]:
-        """Stand in line; `cancel` of what is given back leaves it, unless its turn has come.
-
-        Raises `FullError` where the line is full; the future raises `LateError` where the
-        search's time passed in it.
-        """
-        with self._lock:
-            if self._inside >= self._most:
-                raise FullError(
-                    f"{self._inside} searches are under way or waiting: add sidecars, ask again "
-                    "later, or raise TITLECAST_MAX_WAITING"
-                )
-            self._inside += 1
-            waits = self._inside > self._concurrent
-        turn = self._pool.submit(self._compute, search, hits, arrived, waits)
-        turn.add_done_callback(self._leave)
-        return turn
-
-    def close(self) -> None:
-        """End the threads; a search that is being computed is waited for."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _leave(self, _: Future[RerankResult]) -> None:
-        with self._lock:
-            self._inside -= 1
-
-    def _compute(
-        self, search: RerankRequest, hits: Sequence[Hit], arrived: float, waited: bool
-    ) -> RerankResult:
-        left = None
-        if search.deadline_ms is not None:
-            left = search.deadline_ms - _ms_since(arrived)
-            # Whoever asked is gone: to compute it now would make the next in line late as well.
-            # Without a line the titles are worth the try, however short the time.
-            if waited and left <= 0:
-                raise LateError(
-                    f"the search's {search.deadline_ms:g} ms passed while it stood in line: "
-                    "add sidecars, or give searches more time"
-                )
-        return self._cascade.rerank(search.query, hits, search.passage_depth, left)
+def _documented(*statuses: int, model: type[BaseModel] = ErrorResponse) -> dict[int | str, Any]:
+    return {
+        status: {"description": _SENTENCES[status]} | ({"model": model} if status != 499 else {})
+        for status in statuses
+    }
 
 
-class _Gate:
-    """Refuses what must not be read at all: callers without the key, bodies that are too long."""
-
-    def __init__(self, app: ASGIApp, key: str, max_body_bytes: int) -> None:
-        self._app = app
-        self._expected = f"Bearer {key}".encode() if key else b""
-        self._max_body_bytes = max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        scope["titlecast.arrived"] = time.monotonic()
-        headers = dict(scope["headers"])  # of a header given twice, the last
-        # Health stays open: those who watch over the process have no key.
-        if self._expected and scope["path"] != "/health":
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
-                refusal = _error(
-                    401,
-                    "the key is missing or wrong: send it as `Authorization: Bearer KEY`",
-                    {"WWW-Authenticate": "Bearer", **_CLOSE},
-                )
-                await refusal(scope, receive, send)
-                return
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self._max_body_bytes:
-            await _error(413, self._too_large(), _CLOSE)(scope, receive, send)
-            return
-        read = 0
-
-        async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self._max_body_bytes:
-                raise HTTPException(413, self._too_large(), _CLOSE)
-            return message
-
-        await self._app(scope, bounded, send)
-
-    def _too_large(self) -> str:
-        return (
-            f"the request is longer than {self._max_body_bytes} bytes: send fewer hits or shorter "
-            "passages, or raise TITLECAST_MAX_BODY_BYTES"
-        )
+def _note_failure(sidecar: Sidecar, done: asyncio.Future[None]) -> None:
+    if not done.cancelled() and isinstance(error := done.exception(), Exception):
+        sidecar.failure = error
 
 
-def _check(search: RerankRequest, settings: Settings) -> None:
-    """Raise the 422 of a search that is well-formed and cannot be answered all the same."""
-    if not search.query.strip():
-        raise HTTPException(422, "query is empty: send the words that the user searched for")
-    if len(search.query) > settings.max_query_characters:
+def _limit(what: str, size: int, most: int, setting: str, remedy: str) -> None:
+    if size > most:
         raise HTTPException(
             422,
-            f"query has {len(search.query)} characters, more than {settings.max_query_characters}:"
-            " shorten it, or raise TITLECAST_MAX_QUERY_CHARACTERS",
-        )
-    if len(search.hits) > settings.max_hits:
-        raise HTTPException(
-            422,
-            f"hits has {len(search.hits)} entries, more than {settings.max_hits}: lower the "
-            "pipeline's window, or raise TITLECAST_MAX_HITS",
+            f"{what} has {size} characters, more than {most}: {remedy}, or raise "
+            f"TITLECAST_MAX_{setting}",
         )
 
 
-async def _unless_gone(request: Request, turn: Future[RerankResult]) -> RerankResult | None:
-    """Wait for the result; None where the caller hung up first, which also leaves the line."""
-    done = asyncio.wrap_future(turn)
+async def _unless_gone(request: Request, computing: asyncio.Future[Any]) -> bool:
+    """Wait for the result; False where the caller hung up first, which also stops it."""
     gone = asyncio.ensure_future(_hang_up(request))
-    first: list[asyncio.Future[Any]] = [done, gone]
+    first: list[asyncio.Future[Any]] = [computing, gone]
     try:
         await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        if done.done():
-            return done.result()
-        done.cancel()  # and `turn` with it
-        return None
+        return computing.done()
     finally:
         gone.cancel()
-        done.cancel()  # where this very task was cancelled; of no effect on one that is done
+        if not computing.done():  # also where this very task was cancelled
+            computing.cancel()
+            await asyncio.wait([computing])
 
 
 async def _hang_up(request: Request) -> None:
@@ -307,10 +440,19 @@ async def _hang_up(request: Request) -> None:
         pass
 
 
-def _answer(result: RerankResult, milliseconds: float, model: str) -> RerankResponse:
+def _answer(result: RerankResult, model: str, milliseconds: float) -> RerankResponse:
     return RerankResponse(
         hits=[_wire_hit(hit) for hit in result.hits],
-        stages=[WireStage(**stage._asdict()) for stage in result.stages],
+        stages=[
+            WireStage(
+                name=stage.name,
+                scored=stage.scored,
+                milliseconds=stage.milliseconds,
+                truncated=stage.truncated,
+                skipped=stage.skipped,
+            )
+            for stage in result.stages
+        ],
         complete=result.complete,
         milliseconds=milliseconds,
         model=model,
@@ -329,38 +471,40 @@ def _wire_hit(hit: RankedHit) -> WireRankedHit:
     )
 
 
-def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    body = ErrorResponse(error=sentence).model_dump_json()
-    return Response(body, status, headers, media_type="application/json")
+def _json(body: BaseModel, exclude_none: bool = False) -> Response:
+    text = body.model_dump_json(exclude_none=exclude_none)
+    return Response(text, media_type="application/json")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)  # noqa: S101 - registered for it
+    path = request.url.path
     sentence = error.detail
     if error.status_code in (404, 405):
         sentence = (
-            f"there is no {request.method} {request.url.path} here: use POST /rerank or GET /health"
+            f"there is no {request.method} {path} here: use POST /rerank, /v1/rerank, /v2/rerank "
+            "or GET /livez, /readyz, /metrics, /openapi.json"
         )
     elif error.status_code == 400:  # FastAPI's own, for a body that no parser could take
         sentence = "the body could not be read: send one JSON object in UTF-8"
-    return _error(error.status_code, sentence, dict(error.headers or {}))
+    return error_response(path, error.status_code, sentence, dict(error.headers or {}))
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> Response:
+async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+    path = request.url.path
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _error(
-            400, f"the body is no JSON ({first['ctx']['error']}): send one JSON object in UTF-8"
-        )
+        why = f"the body is no JSON ({first['ctx']['error']}): send one JSON object in UTF-8"
+        return error_response(path, 400, why)
     field = _path(first["loc"][1:])  # less the opening "body"
     if not field:
-        return _error(
-            422, "the body is no JSON object: send one, with `Content-Type: application/json`"
+        return error_response(
+            path, 422, "the body is no JSON object: send one, with `Content-Type: application/json`"
         )
     message = first["msg"][:1].lower() + first["msg"][1:]
     remedy = ": send null where there is none" if first["type"] == "finite_number" else ""
-    return _error(422, f"{field} cannot be used, {message}{remedy}")
+    return error_response(path, 422, f"{field} cannot be used, {message}{remedy}")
 
 
 def _path(location: Sequence[int | str]) -> str:
@@ -368,10 +512,6 @@ def _path(location: Sequence[int | str]) -> str:
     for step in location:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
     return path
-
-
-async def _on_failure(_: Request, error: Exception) -> Response:
-    return _error(500, f"the reranking failed ({type(error).__name__}): see the sidecar's log")
 
 
 def _ms_since(moment: float) -> float:

@@ -110,7 +110,7 @@ def ask_health(host: str, port: int, seconds: float = 2.0) -> str | None:
     """Give the name of the models of the sidecar that answers at an address; None for none."""
     connection = http.client.HTTPConnection(host, port, timeout=seconds)
     try:
-        connection.request("GET", "/health")
+        connection.request("GET", "/readyz")
         answer = json.loads(connection.getresponse().read(100_000))
         return str(answer["model"]) if answer["status"] == "ok" else None
     except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError):
@@ -126,9 +126,11 @@ def free_port() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Leave out the settings meant for a sidecar that others call: the engine has no key."""
-    keys = ("TITLECAST_API_KEY", "TITLECAST_API_KEY_FILE")
+    """Leave out the settings meant for a sidecar that others call: the engine knows one address."""
+    names = ("API_KEY", "API_KEY_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "WORKERS", "CONFIG")
+    left_out = {f"TITLECAST_{name}" for name in names}
     # A checkout need not be installed to be run: the child finds what this process found.
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = {name: value for name, value in os.environ.items() if name not in keys}
-    return {**environ, "PYTHONPATH": os.pathsep.join(path)}
+    environ = {name: value for name, value in os.environ.items() if name not in left_out}
+    # Its log is shown to a person where it fails.
+    return {**environ, "PYTHONPATH": os.pathsep.join(path), "TITLECAST_LOG_FORMAT": "text"}

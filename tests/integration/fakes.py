@@ -53,9 +53,10 @@ class Recorder:
         hits: Sequence[Hit],
         passage_depth: int = 20,
         deadline_ms: float | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> RerankResult:
         self.asked.append(Asked(query, list(hits), passage_depth, deadline_ms))
-        return self._models.rerank(query, hits, passage_depth, deadline_ms)
+        return self._models.rerank(query, hits, passage_depth, deadline_ms, cancelled)
 
 
 class Backwards:
@@ -72,6 +73,7 @@ class Backwards:
         hits: Sequence[Hit],
         passage_depth: int = 20,
         deadline_ms: float | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> RerankResult:
         count = len(hits)
         return RerankResult(

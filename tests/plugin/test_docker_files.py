@@ -82,7 +82,7 @@ def test_the_sidecar_image_serves_as_a_user_of_its_own() -> None:
     assert last[0] not in ("root", "0")
     text = (ROOT / "docker" / "sidecar.Dockerfile").read_text()
     assert 'CMD ["titlecast", "serve", "--host", "0.0.0.0"' in text
-    assert "/health" in text
+    assert "/readyz" in text
     assert "[train]" not in text  # the serving install
 
 

@@ -15,7 +15,7 @@ def test_without_any_setting_it_listens_to_this_machine_only() -> None:
     settings = load_settings()
     assert (settings.host, settings.port) == ("127.0.0.1", 8900)
     assert settings.model is None
-    assert settings.key == ""
+    assert len(settings.keys) == 0
     assert settings.max_concurrent >= 1
 
 
@@ -56,7 +56,8 @@ def test_what_cannot_be_is_named_in_one_sentence(
 def test_the_key_is_read_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TITLECAST_API_KEY", "open-sesame")
     settings = load_settings()
-    assert settings.key == "open-sesame"
+    assert settings.keys.admit(b"Bearer open-sesame")
+    assert not settings.keys.admit(b"Bearer sesame")
     assert "sesame" not in repr(settings)
     assert "sesame" not in settings.model_dump_json()
 
@@ -66,7 +67,8 @@ def test_the_key_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     file.write_text("open-sesame\n")
     monkeypatch.setenv("TITLECAST_API_KEY_FILE", str(file))
     settings = load_settings()
-    assert settings.key == "open-sesame"
+    assert settings.keys.admit(b"Bearer open-sesame")
+    assert not settings.keys.admit(b"Bearer sesame")
     assert "sesame" not in repr(settings)
 
 

@@ -1,0 +1,174 @@
+"""Cohere's rerank API, v1 and v2, so that its clients can ask Titlecast without a change.
+
+https://docs.cohere.com/reference/rerank is what is followed here. A document is a string, which
+is a passage without a title, or an object with `title` and `text`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from plugin.sidecar.protocol import Text
+from reranker.records import Hit, RerankResult
+
+# Passages that `cascade` reads where titles can choose them.
+PASSAGE_DEPTH = 20
+
+_TITLE = "title"
+_TEXTS = ("text", "passage")
+
+Document: TypeAlias = dict[Text, Any]
+
+
+class CohereRequest(BaseModel):
+    """What both versions ask."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    # etr: titles only, passage: every passage, cascade: every title and the best passages.
+    model: Literal["etr", "passage", "cascade"] = "cascade"
+    query: Text
+    documents: list[Text | Document] = Field(min_length=1)
+    top_n: int | None = Field(default=None, ge=1)
+    return_documents: bool = False
+    # Of a passage; of a title the model's window is read in any case.
+    max_tokens_per_doc: int | None = Field(default=None, ge=1)
+
+
+class CohereV1Request(CohereRequest):
+    """A search of version 1."""
+
+    rank_fields: list[Text] | None = Field(default=None, min_length=1)
+
+
+class CohereResult(BaseModel):
+    """One document's place; `index` is its position in the request."""
+
+    index: int
+    relevance_score: Annotated[float, Field(ge=0, le=1)]
+    document: dict[str, Any] | None = None  # where `return_documents` asks for it
+
+
+class CohereVersion(BaseModel):
+    """The version of the API."""
+
+    version: str
+
+
+class CohereUnits(BaseModel):
+    """What Cohere would bill: a search of up to 100 documents is one unit."""
+
+    search_units: int
+
+
+class CohereMeta(BaseModel):
+    """About the answer."""
+
+    api_version: CohereVersion
+    billed_units: CohereUnits
+    warnings: list[str] | None = None
+
+
+class CohereResponse(BaseModel):
+    """The best documents, best first."""
+
+    id: str
+    results: list[CohereResult]
+    meta: CohereMeta
+
+
+class CohereError(BaseModel):
+    """The body of every 4xx and 5xx: one sentence with the remedy."""
+
+    message: str
+
+
+class Search(NamedTuple):
+    """The search that a request asks for."""
+
+    hits: list[Hit]
+    passage_depth: int
+
+
+def to_search(request: CohereRequest) -> Search:
+    """Turn documents into hits.
+
+    Raises ValueError where a document has no text where the ranking is told to look.
+    """
+    fields = request.rank_fields if isinstance(request, CohereV1Request) else None
+    hits = [
+        _hit(place, document, fields, titles_only=request.model == "etr")
+        for place, document in enumerate(request.documents)
+    ]
+    depth = {"etr": 0, "passage": len(hits), "cascade": PASSAGE_DEPTH}[request.model]
+    if request.model == "cascade" and not any(hit.title for hit in hits):
+        depth = len(hits)  # no titles that could choose among the passages
+    return Search(hits, depth)
+
+
+def to_response(
+    request: CohereRequest, result: RerankResult, version: Literal["1", "2"]
+) -> CohereResponse:
+    """Turn a result into the answer; relevance falls with the order, and never rises."""
+    found = []
+    for hit in result.hits[: request.top_n]:
+        document = request.documents[hit.index]
+        returned = {"text": document} if isinstance(document, str) else document
+        found.append(
+            CohereResult(
+                index=hit.index,
+                relevance_score=_relevance(request.model, hit.score),
+                document=returned if request.return_documents else None,
+            )
+        )
+    warnings = [
+        f"{stage.truncated} texts were longer than the {stage.name} model reads"
+        for stage in result.stages
+        if stage.truncated
+    ]
+    return CohereResponse(
+        id=str(uuid.uuid4()),
+        results=found,
+        meta=CohereMeta(
+            api_version=CohereVersion(version=version),
+            billed_units=CohereUnits(search_units=-(-len(request.documents) // 100)),
+            warnings=warnings or None,
+        ),
+    )
+
+
+def _relevance(model: str, score: float) -> float:
+    """A score between 1 and 3, whose integer part is the stage, to one between 0 and 1."""
+    if model == "etr":
+        return min(max(score - 1, 0.0), 1.0)
+    if model == "passage":  # a document without text stays below all others
+        return min(max(score - 2, 0.0), 1.0)
+    return min(max((score - 1) / 2, 0.0), 1.0)
+
+
+def _hit(
+    place: int, document: str | Document, fields: Sequence[str] | None, titles_only: bool
+) -> Hit:
+    if isinstance(document, str):
+        return Hit(str(place), document) if titles_only else Hit(str(place), "", document)
+    if fields is None:
+        fields = [_TITLE, next((name for name in _TEXTS if name in document), "")]
+    texts = {name: document[name] for name in fields if name in document}
+    if not texts:
+        asked = " or ".join(name for name in fields if name)
+        raise ValueError(
+            f"documents[{place}] has none of the fields that are ranked: give it "
+            f"{asked if asked != _TITLE else 'title, text'}"
+        )
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"documents[{place}].{name} is no string: give the text itself")
+    title = texts.pop(_TITLE, "")
+    passage = "\n".join(texts.values())
+    if titles_only and not title:
+        title = passage
+    return Hit(str(place), title, passage)

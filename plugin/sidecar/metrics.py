@@ -1,0 +1,134 @@
+"""What the sidecar counts, for Prometheus.
+
+One process keeps its numbers in memory. Several workers keep them in files of the folder that
+PROMETHEUS_MULTIPROC_DIR names, and whichever of them is asked adds all of them up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from reranker.records import StageReport
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10)
+
+_OUTCOMES = {
+    200: "answered",
+    400: "invalid",
+    401: "unauthorized",
+    404: "not_found",
+    405: "not_found",
+    408: "slow_caller",
+    413: "too_large",
+    422: "invalid",
+    429: "refused",
+    499: "caller_gone",
+    500: "failed",
+    503: "unavailable",
+}
+
+
+class Metrics:
+    """The numbers of one application."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "titlecast_requests", "Requests by what came of them", ["path", "outcome"],
+            registry=registry,
+        )  # fmt: skip
+        self.request_seconds = Histogram(
+            "titlecast_request_seconds", "From a request's head to its answer's end", ["path"],
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.waited_seconds = Histogram(
+            "titlecast_waited_seconds", "Time in line of searches that had their turn",
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.stage_seconds = Histogram(
+            "titlecast_stage_seconds", "Time of a stage in one search", ["stage"],
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self.scored = Counter(
+            "titlecast_scored_hits", "Hits that a stage scored", ["stage"], registry=registry
+        )
+        self.tokens = Counter(
+            "titlecast_tokens", "Tokens that a stage computed", ["stage"], registry=registry
+        )
+        self.truncated = Counter(
+            "titlecast_truncated_texts", "Texts of which not every token was read", ["stage"],
+            registry=registry,
+        )  # fmt: skip
+        self.skipped = Counter(
+            "titlecast_deadline_skipped_passages", "Passages left unread, as the time was used up",
+            registry=registry,
+        )  # fmt: skip
+        self.partial = Counter(
+            "titlecast_partial_answers", "Answers for which not every stage did all it was asked",
+            registry=registry,
+        )  # fmt: skip
+        self.reloads = Counter(
+            "titlecast_model_reloads", "Reloads of the models by outcome", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
+        self.lost_log_lines = Counter(
+            "titlecast_lost_log_lines", "Log lines that could not be written", registry=registry
+        )
+        self.waiting = _gauge("titlecast_waiting_requests", "Searches in line", registry)
+        self.waiting_tokens = _gauge(
+            "titlecast_waiting_tokens", "Estimated tokens of the searches in line", registry
+        )
+        self.computed = _gauge(
+            "titlecast_computed_requests", "Searches that are being computed", registry
+        )
+        self.ready = _gauge("titlecast_ready", "Processes that answer searches", registry)
+        self.model = Gauge(
+            "titlecast_model_info", "1 for the models that answer, 0 for those before",
+            ["name", "hash", "version"], multiprocess_mode="livemax", registry=registry,
+        )  # fmt: skip
+        if MULTIPROCESS not in os.environ:
+            ProcessCollector(registry=registry)
+
+    def count(self, path: str, status: int, seconds: float) -> None:
+        """Count a request that was answered, or is not waited for any more."""
+        self.requests.labels(path, _OUTCOMES.get(status, "other")).inc()
+        if status == 200:
+            self.request_seconds.labels(path).observe(seconds)
+
+    def count_search(self, stages: Sequence[StageReport], complete: bool) -> None:
+        """Count what the stages did for one search."""
+        for stage in stages:
+            self.stage_seconds.labels(stage.name).observe(stage.milliseconds / 1000)
+            self.scored.labels(stage.name).inc(stage.scored)
+            self.tokens.labels(stage.name).inc(stage.tokens)
+            self.truncated.labels(stage.name).inc(stage.truncated)
+            self.skipped.inc(stage.unscored)
+        if not complete:
+            self.partial.inc()
+
+    def write(self) -> bytes:
+        """All numbers in Prometheus' text format, of all workers where there are several."""
+        registry = self._registry
+        if MULTIPROCESS in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def _gauge(name: str, words: str, registry: CollectorRegistry) -> Gauge:
+    return Gauge(name, words, registry=registry, multiprocess_mode="livesum")

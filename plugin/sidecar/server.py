@@ -1,0 +1,183 @@
+"""uvicorn, with limits on the time that connections may take, and an end that loses no search."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from plugin.sidecar.app import Sidecar
+from plugin.sidecar.protocol import ErrorResponse
+from plugin.sidecar.settings import Settings, check_tls
+
+_log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """A server of the sidecar's application.
+
+    The first SIGTERM makes it unready and ends it after `drain_seconds`, in which searches are
+    answered still; what is under way then is finished. SIGINT, or a second SIGTERM, ends it
+    without that delay. SIGHUP loads models and TLS certificates anew.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=limited_protocol(settings),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,  # the searches are logged by the application, with their ids
+                server_header=False,
+                proxy_headers=False,
+                # Longer than callers keep a connection: they close it, and never meet a closed one.
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=settings.grace_seconds,
+                **settings.ssl_options(),
+            )
+        )
+        self._sidecar: Sidecar = app.state.sidecar
+        self._settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        loop = self._loop = asyncio.get_running_loop()
+        main = threading.current_thread() is threading.main_thread()
+        if main and hasattr(signal, "SIGHUP"):
+            loop.add_signal_handler(signal.SIGHUP, self.reload)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Go on, or end where the first models could not be loaded."""
+        return await super().on_tick(counter) or self._sidecar.failure is not None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse what comes now, finish what is under way."""
+        self._sidecar.close()
+        await super().shutdown(sockets)
+        for task in self._tasks:
+            task.cancel()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Act on SIGTERM and SIGINT; unlike uvicorn's own, the process then ends with status 0."""
+        if sig != signal.SIGTERM or self._sidecar.leaving or not self._settings.drain_seconds:
+            if self.should_exit and sig == signal.SIGINT:
+                self.force_exit = True
+            self.should_exit = True
+            return
+        self._sidecar.leave()
+        if self._loop is None:  # not even started
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def reload(self) -> None:
+        """Load models and certificates anew, beside the searches."""
+        _log.info("reloading")
+        self._reload_certificate()
+        self._tasks.add(task := asyncio.ensure_future(self._sidecar.reload()))
+        task.add_done_callback(self._tasks.discard)
+
+    def _reload_certificate(self) -> None:
+        config, settings = self.config, self._settings
+        if config.ssl is None or settings.tls_cert is None or settings.tls_key is None:
+            return
+        try:
+            # Tried aside first, so that a bad one cannot leave the certificate without its key.
+            check_tls(settings.tls_cert, settings.tls_key)
+            config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
+        except (OSError, ValueError) as error:
+            _log.error("the certificate before stays: %s", error)
+        else:
+            _log.info("the certificate was read anew")
+
+    def _drain(self) -> None:
+        seconds = self._settings.drain_seconds
+        _log.info("stopping in %g s: no longer ready, searches are answered still", seconds)
+        asyncio.get_running_loop().call_later(seconds, setattr, self, "should_exit", True)
+
+
+def limited_protocol(settings: Settings) -> type[H11Protocol]:
+    """Make uvicorn's HTTP/1.1, for callers that may be slow without end.
+
+    A request's head must come within `read_seconds`, from the connection on or from its first
+    byte on a connection that is used again; what is sent must be taken up within `write_seconds`.
+    The body's time is the application's matter.
+    """
+
+    class Limited(H11Protocol):
+        def __init__(self, config: uvicorn.Config, *args: Any, **more: Any) -> None:
+            config.h11_max_incomplete_event_size = settings.max_header_bytes
+            super().__init__(config, *args, **more)
+            self._head: asyncio.TimerHandle | None = None
+            self._stalled: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head = _stopped(self._head)
+            self._stalled = _stopped(self._stalled)
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._stalled is None:
+                self._stalled = self.loop.call_later(settings.write_seconds, self._abort)
+
+        def resume_writing(self) -> None:
+            self._stalled = _stopped(self._stalled)
+            super().resume_writing()
+
+        def timeout_keep_alive_handler(self) -> None:
+            if self.transport.get_write_buffer_size():
+                self._abort()  # the answer itself was not taken up
+            else:
+                super().timeout_keep_alive_handler()
+
+        def send_400_response(self, msg: str) -> None:
+            """Say in JSON what uvicorn says in plain text."""
+            body = ErrorResponse(error=f"{msg} Send HTTP/1.1 with a shorter head.")
+            head = h11.Response(
+                status_code=400,
+                headers=[(b"content-type", b"application/json"), (b"connection", b"close")],
+            )
+            data = h11.Data(data=body.model_dump_json().encode())
+            for event in (head, data, h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+        def _await_head(self) -> None:
+            if self.conn.their_state is not h11.IDLE:
+                self._head = _stopped(self._head)
+            elif self._head is None:
+                self._head = self.loop.call_later(settings.read_seconds, self._abort)
+
+        def _abort(self) -> None:
+            self.transport.abort()
+
+    return Limited
+
+
+def _stopped(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    if timer is not None:
+        timer.cancel()
+    return None
