@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     experiments = typer.Typer(help="Compare ways to train.", no_args_is_help=True)
     experiments.command("sigmoid-trick")(sigmoid_trick)
+    experiments.command("joint")(joint)
     app.add_typer(experiments, name="experiment")
 
 
@@ -54,6 +55,9 @@ def sigmoid_trick(
     margin: Annotated[float, typer.Option(help="Of the Sigmoid Trick.")] = 0.0,
     every: Every = 1,
     choosing: Choosing = False,
+    only: Annotated[
+        str | None, typer.Option(help="Train this loss's arms alone: softmax or sigmoid-trick.")
+    ] = None,
 ) -> None:
     """Compare softmax cross-entropy with the Sigmoid Trick, on clean and on noisy labels."""
     needs_torch()
@@ -69,9 +73,38 @@ def sigmoid_trick(
         for seed in range(first_seed, first_seed + seeds)
         for share in noise or (0.0, 0.4, 0.2, 0.1)
         for name, changes in losses.items()
+        if only in (None, name)
     ]
     run_arms(arms, folder, out, every, choosing)
     show(out, "softmax", "sigmoid-trick")
+
+
+def joint(
+    out: Out,
+    data: Data = None,
+    prepared: Prepared = None,
+    config: Config = None,
+    seeds: Seeds = 1,
+    every: Every = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads. Without: all cores.")] = None,
+) -> None:
+    """Compare the passage reranker alone with its joint trainings, and with the pairwise form."""
+    needs_torch()
+    import torch
+
+    from reranker.training import experiments
+    from reranker.training import joint as ablation
+
+    if threads:
+        torch.set_num_threads(threads)
+    recipe, folder = start(config, "joint", data, prepared, out)
+    arms = ablation.joint_arms(recipe, seeds)
+    experiments.run_arms(arms, folder, out, every, measuring=ablation.measure_both)
+    rows = ablation.summarise(experiments.read_results(out))
+    text = ablation.joint_table(rows)
+    (out / "table.md").write_text(text + "\n", "utf-8")
+    experiments.write_json(out / "table.json", rows)
+    Console().print(Markdown(text))
 
 
 def start(

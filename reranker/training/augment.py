@@ -230,7 +230,7 @@ def mine(
     vectors = text_vectors(model, rows, searched)
     lists: list[MinedList] = []
     for at, query in enumerate(queries):
-        read = model.encode_query(*padded([query_rows[at]]))
+        read = model.encode_query(*_padded([query_rows[at]], model.scale.device))
         near = nearest(vectors, read, min(config.depth + 1, len(searched)))
         found = [searched[i] for i in near]
         if at < len(chosen):
@@ -429,7 +429,10 @@ class MoreTokens(Tokens):
 def text_vectors(model: BroadcastEncoder, rows: Tokens, places: Sequence[int]) -> Tensor:
     """The dual encoder's unit vectors (n, H) of texts."""
     return _by_length(
-        rows, places, lambda ids, mask: F.normalize(model.encode_text(None, ids, mask), dim=-1)
+        rows,
+        places,
+        model.scale.device,
+        lambda ids, mask: F.normalize(model.encode_text(None, ids, mask), dim=-1),
     )
 
 
@@ -438,27 +441,38 @@ def score_texts(
 ) -> NDArray[np.float32]:
     """The reranker's logits (n,) of texts."""
     out: NDArray[np.float32] = _by_length(
-        rows, places, lambda ids, mask: model.score(read, ids, mask)
+        rows, places, model.scale.device, lambda ids, mask: model.score(read, ids, mask)
     ).numpy()
     return out
 
 
 def nearest(vectors: Tensor, read: QueryStates, k: int) -> list[int]:
     """The k rows of vectors (n, H) nearest to the query, nearest first; ties in their order."""
-    scores = (vectors @ F.normalize(read.pooled, dim=-1)[0]).numpy()
+    scores = (vectors @ F.normalize(read.pooled, dim=-1)[0].cpu()).numpy()
     found: list[int] = np.argsort(-scores, kind="stable")[:k].tolist()
     return found
 
 
 def _by_length(
-    rows: Tokens, places: Sequence[int], function: Callable[[Tensor, Tensor], Tensor]
+    rows: Tokens,
+    places: Sequence[int],
+    device: torch.device,
+    function: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Run texts through a function of (ids, mask), similar lengths together; in their order."""
+    """Run texts through a function of (ids, mask), similar lengths together; in their order.
+
+    The function gets tensors on the device; what comes back is on the CPU.
+    """
     order = sorted(range(len(places)), key=lambda i: len(rows[places[i]]))
     parts = [
-        function(*padded([rows[places[i]] for i in order[start : start + _PASS]]))
+        function(*_padded([rows[places[i]] for i in order[start : start + _PASS]], device)).cpu()
         for start in range(0, len(order), _PASS)
     ]
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     return torch.cat(parts)[back]
+
+
+def _padded(rows: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    ids, mask = padded(rows)
+    return ids.to(device), mask.to(device)
