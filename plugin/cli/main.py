@@ -23,8 +23,8 @@ app = typer.Typer(
 
 # Every module adds its own commands: `register(app)`.
 _MODULES = (
-    *("node", "serve", "index", "pipeline", "search", "demo"),
-    *("train", "experiment", "evaluate"),
+    *("node", "serve", "tune", "index", "pipeline", "search", "demo"),
+    *("train", "adapt", "experiment", "evaluate"),
 )
 
 

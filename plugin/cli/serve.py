@@ -16,7 +16,7 @@ import typer
 from plugin.cli.options import CommandError
 from plugin.sidecar.app import Sidecar, build_app
 from plugin.sidecar.logs import AsideHandler, write_logs
-from plugin.sidecar.models import folder_models
+from plugin.sidecar.models import Models, folder_models
 from plugin.sidecar.server import Server
 from plugin.sidecar.settings import Settings, load_settings
 from plugin.sidecar.workers import Workers, stop_at_eof, worker_command
@@ -105,10 +105,16 @@ def serve(
     raise typer.Exit(status)
 
 
+def _models(settings: Settings) -> Models:
+    return folder_models(
+        settings.model, settings.threads, settings.cache_mb, settings.passage_cache_mb
+    )
+
+
 def _serve(
     settings: Settings, listener: socket.socket, until_eof: bool, handler: AsideHandler
 ) -> None:
-    app = build_app(folder_models(settings.model, settings.threads), settings)
+    app = build_app(_models(settings), settings)
     sidecar: Sidecar = app.state.sidecar
     handler.lost = sidecar.metrics.lost_log_lines.inc
     server = Server(app, settings)
@@ -137,7 +143,7 @@ def _check(settings: Settings) -> None:
     names = settings.model_dump(mode="json", exclude={"api_key"})
     for name, value in names.items():
         typer.echo(f"TITLECAST_{name.upper()}={'' if value is None else value}")
-    models = folder_models(settings.model, settings.threads)
+    models = _models(settings)
     begun = time.monotonic()
     try:
         loaded = asyncio.run(models.reload())

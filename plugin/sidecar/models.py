@@ -82,12 +82,21 @@ class Models:
         return loaded
 
 
-def folder_models(folder: Path | None, threads: int | None) -> Models:
-    """The models of a folder, read anew by every `reload`; None is the shipped ones."""
+def folder_models(
+    folder: Path | None,
+    threads: int | None,
+    cache_mb: float = 64.0,
+    passage_cache_mb: float = 0.0,
+) -> Models:
+    """The models of a folder, read anew by every `reload`; None is the shipped ones.
+
+    The megabytes are of what is kept of titles and passages that were read before.
+    """
 
     def load() -> Loaded:
         # Hashed first: a folder that changes meanwhile is then not passed off as the new one.
-        return Loaded(Cascade.load(folder, threads), hash_models(folder or SHIPPED))
+        found = hash_models(folder or SHIPPED)
+        return Loaded(Cascade.load(folder, threads, cache_mb, passage_cache_mb), found)
 
     return Models(load)
 

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8900, ge=0, le=65535)  # 0: any free one
     model: Path | None = None  # a model folder; None: the shipped models
     threads: int | None = Field(default=None, ge=1)  # of one model run; None: every usable core
+    cache_mb: float = Field(default=64, ge=0)  # of titles read before, about 5 KB each
+    passage_cache_mb: float = Field(default=0, ge=0)  # of passages, about 120 KB each
     workers: int = Field(default=1, ge=1, le=256)  # processes that share the port
     log_format: Literal["json", "text"] = "json"
 

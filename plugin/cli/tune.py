@@ -1,0 +1,257 @@
+"""`titlecast tune`: measure this machine and these texts, and write the sidecar's settings."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from indexing.records import Document
+from indexing.sources import open_source
+from plugin.cli.options import CommandError, Url
+from plugin.clusters import connect
+from plugin.tuning import (
+    DEPTHS,
+    DepthTime,
+    ThreadPoint,
+    Tuned,
+    Window,
+    bytes_per_title,
+    choose,
+    environment,
+    measure_depth,
+    measure_threads,
+)
+from reranker import Cascade, Hit
+from reranker.evaluation import plots
+from reranker.evaluation.bm25 import BM25
+from reranker.evaluation.collections import Document as Judged
+from reranker.evaluation.collections import read_collection
+from reranker.evaluation.reports import DepthPoint, sweep_depths
+from reranker.evaluation.runs import first_stage
+from reranker.runtime import usable_cores
+
+_MEASURE = "nDCG@10"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(tune)
+
+
+def tune(
+    url: Url,
+    out: Annotated[Path, typer.Option(help="The file of settings to write.")] = Path(
+        "titlecast.env"
+    ),
+    beir: Annotated[
+        Path | None, typer.Option(help="A judged BEIR folder: quality is measured, too.")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(help="An index to draw texts from. (default: Python's docs)")
+    ] = None,
+    title_field: Annotated[str, typer.Option(help="The index's field of titles.")] = "title",
+    passage_field: Annotated[str, typer.Option(help="The index's field of passages.")] = "passage",
+    model: Annotated[
+        Path | None, typer.Option(help="A model folder. (default: the shipped models)")
+    ] = None,
+    budget_ms: Annotated[
+        float, typer.Option(min=1, help="What reranking may add to a search, in milliseconds.")
+    ] = 200.0,
+    candidates: Annotated[int, typer.Option(min=1, help="Hits whose titles are read.")] = 100,
+    queries: Annotated[int, typer.Option(min=1, help="Searches to measure with.")] = 8,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw quality against depth and time; needs --beir.")
+    ] = None,
+) -> None:
+    """Measure how fast this machine reranks your texts, and write the settings that fit.
+
+    `titlecast serve --config titlecast.env` reads them. How many passages a search may read
+    within the budget is a pipeline's option, which is printed. Measure on a machine that does
+    what it will do when it serves.
+    """
+    if beir and index:
+        raise CommandError("give --beir or --index, not both")
+    if plot and not beir:
+        raise CommandError("--plot draws quality, which needs judged queries: add --beir")
+    console = Console()
+    try:
+        if plot:
+            plots.require_matplotlib()
+        points: list[DepthPoint] = []
+        cores = usable_cores()
+        depths = [depth for depth in DEPTHS if depth <= candidates]
+        if beir:
+            windows, titles, points = _judged(beir, model, candidates, queries, depths, plot)
+        elif index:
+            windows, titles = _from_index(
+                url, index, title_field, passage_field, candidates, queries
+            )
+        else:
+            windows, titles = _from_python(candidates, queries)
+    except ImportError as error:  # an extra is missing; the message says which
+        raise CommandError(str(error)) from error
+
+    threads = measure_threads(model, windows, cores, depth=min(10, candidates), rounds=1)
+    cascade = Cascade.load(model)
+    title_bytes = bytes_per_title(cascade, windows)
+    times = [DepthTime(depth, measure_depth(cascade, windows, depth)) for depth in depths]
+    if points:
+        quality = {point.depth: point.estimates[_MEASURE].mean for point in points}
+        times = [time._replace(quality=quality[time.depth]) for time in times]
+    tuned = choose(threads, times, title_bytes, titles, cores, budget_ms)
+    told = _told(tuned, len(windows), candidates, budget_ms, threads, times)
+    out.write_text(environment(tuned, told), "utf-8")
+    console.print(_table(threads, times))
+    for line in told:
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"written: {out}; use it with `titlecast serve --config {out}`", soft_wrap=True)
+
+
+def _judged(
+    folder: Path,
+    model: Path | None,
+    candidates: int,
+    queries: int,
+    depths: list[int],
+    plot: Path | None,
+) -> tuple[list[Window], int, list[DepthPoint]]:
+    """Windows, titles in all, and quality by depth, of a judged collection."""
+    collection = read_collection(folder).sample(max(queries, 50))
+    run = first_stage(BM25.over(collection.corpus), collection.judged, candidates).run
+    points = sweep_depths(Cascade.load(model), run, collection, depths, [_MEASURE])
+    if plot:
+        plots.draw_depths(plot, points, _MEASURE, collection.name)
+    windows = []
+    for query in collection.judged[:queries]:
+        hits = [_hit(id, collection.corpus[id], score) for id, score in run[query.id]]
+        if hits:
+            windows.append(Window(query.text, hits))
+    return _some(windows, folder), len({d.title for d in collection.corpus.values()}), points
+
+
+def _from_python(candidates: int, queries: int) -> tuple[list[Window], int]:
+    """Windows over the running Python's documentation: a title's words are the query."""
+    corpus = {
+        record.id: Judged(record.id, record.title, record.passage)
+        for record in open_source("pydoc").records
+        if isinstance(record, Document)
+    }
+    engine = BM25.over(corpus)
+    windows = []
+    for id in random.Random(0).sample(sorted(corpus), queries):  # noqa: S311 - no secret
+        text = corpus[id].title.rpartition(":")[2].strip() or corpus[id].title
+        hits = [
+            _hit(found, corpus[found], score) for found, score in engine.search(text, candidates)
+        ]
+        if hits:
+            windows.append(Window(text, hits))
+    return _some(windows, "Python's documentation"), len({d.title for d in corpus.values()})
+
+
+def _from_index(
+    url: str, index: str, title_field: str, passage_field: str, candidates: int, queries: int
+) -> tuple[list[Window], int]:
+    """Windows over an index: titles drawn at random are the queries."""
+    client = connect(url)
+    try:
+        drawn = client.search(
+            index=index,
+            body={
+                "size": queries,
+                "query": {
+                    "function_score": {
+                        "query": {"exists": {"field": title_field}},
+                        "random_score": {"seed": 0, "field": "_seq_no"},
+                    }
+                },
+            },
+            params={"search_pipeline": "_none"},
+        )
+        windows = []
+        for one in drawn["hits"]["hits"]:
+            text = _value(one["_source"], title_field)
+            if not text.strip():
+                continue
+            body = {
+                "size": candidates,
+                "query": {"multi_match": {"query": text, "fields": [title_field, passage_field]}},
+            }
+            found = client.search(index=index, body=body, params={"search_pipeline": "_none"})
+            hits = [
+                Hit(
+                    hit["_id"],
+                    _value(hit["_source"], title_field),
+                    _value(hit["_source"], passage_field),
+                    float(hit["_score"]),
+                )
+                for hit in found["hits"]["hits"]
+            ]
+            windows.append(Window(text, hits))
+        total = int(client.count(index=index)["count"])
+    finally:
+        client.close()
+    return _some(windows, f"the index {index}, field {title_field}"), total
+
+
+def _some(windows: list[Window], source: object) -> list[Window]:
+    if not any(hit.title.strip() for window in windows for hit in window.hits):
+        raise CommandError(f"no title was found in {source}: name another, or its fields")
+    return windows
+
+
+def _value(source: dict[str, Any], path: str) -> str:
+    value: Any = source
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return "" if value is None else str(value)
+
+
+def _hit(id: str, document: Judged, score: float) -> Hit:
+    return Hit(id, document.title, document.text, score)
+
+
+def _told(
+    tuned: Tuned,
+    windows: int,
+    candidates: int,
+    budget_ms: float,
+    threads: list[ThreadPoint],
+    times: list[DepthTime],
+) -> list[str]:
+    alone = next(point for point in threads if point.threads == tuned.threads)
+    chosen = next(time for time in times if time.depth == tuned.passage_depth)
+    told = [
+        f"Measured with {windows} searches of up to {candidates} hits each.",
+        f"Up to {alone.per_second:.1f} searches a second that read 10 passages each, "
+        f"{tuned.max_concurrent} at a time.",
+        f"Within {budget_ms:g} ms: titlecast pipeline install --passage-depth "
+        f"{tuned.passage_depth} ({chosen.milliseconds:.0f} ms at the median)",
+    ]
+    if not tuned.within_budget:
+        told[-1] = (
+            f"Not even the titles alone fit {budget_ms:g} ms ({chosen.milliseconds:.0f} ms): "
+            "read fewer hits (--candidates), or allow more (--budget-ms)"
+        )
+    return told
+
+
+def _table(threads: list[ThreadPoint], times: list[DepthTime]) -> Table:
+    table = Table("", "ms, one search", "searches/s", _MEASURE)
+    for point in threads:
+        table.add_row(
+            f"{point.threads} threads, 10 passages",
+            f"{point.alone_ms:.1f}",
+            f"{point.per_second:.1f}",
+        )
+    for time in times:
+        quality = "" if time.quality is None else f"{time.quality:.3f}"
+        label = f"{time.depth} passages, titles seen before"
+        table.add_row(label, f"{time.milliseconds:.1f}", "", quality)
+    return table

@@ -1,0 +1,73 @@
+"""`titlecast tune` from the texts to the file that the sidecar reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from plugin.cli.main import app
+from plugin.sidecar.settings import load_settings
+from tests.reranker.conftest import SMALL, random_encoder, write_model
+
+pytest.importorskip("ir_measures", reason="ir-measures is in the train extra")
+
+TITLES = {"d1": "heap queue", "d2": "merge sorted lists", "d3": "read lines of files"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, task in enumerate(("title", "passage")):
+        write_model(folder / task, task, random_encoder(SMALL, seed))
+    weights = ("title", "title_first_stage", "passage", "passage_title", "passage_first_stage")
+    (folder / "fusion.json").write_text(json.dumps(dict.fromkeys(weights, 1.0)))
+    return folder
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    folder = tmp_path / "judged"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": id, "title": t, "text": "a heap"} for id, t in TITLES.items()]
+    queries = [{"_id": "q1", "text": "heap"}, {"_id": "q2", "text": "lists of lines"}]
+    for name, items in (("corpus", documents), ("queries", queries)):
+        lines = "".join(json.dumps(item) + "\n" for item in items)
+        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+    judgements = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t1\n"
+    (folder / "qrels" / "test.tsv").write_text(judgements, "utf-8")
+    return folder
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["tune", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_judged_folder_gives_settings_and_a_picture(models, judged, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is in the train extra")
+    out, plot = tmp_path / "tuned.env", tmp_path / "depths.png"
+    said = run(
+        *("--beir", judged, "--model", models, "--out", out, "--plot", plot),
+        *("--candidates", 5, "--queries", 2, "--budget-ms", 100_000),
+    )
+    assert "nDCG@10" in said
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "pipeline install --passage-depth" in out.read_text()
+    settings = load_settings(out)
+    assert settings.threads >= 1
+    assert settings.max_concurrent >= 1
+    assert settings.cache_mb == 1
+
+
+def test_a_picture_needs_judged_queries(tmp_path):
+    with pytest.raises(Exception, match="--plot draws quality"):
+        run("--plot", tmp_path / "a.png", "--out", tmp_path / "b.env")
+
+
+def test_texts_come_from_one_place(tmp_path):
+    with pytest.raises(Exception, match="not both"):
+        run("--beir", tmp_path, "--index", "docs", "--out", tmp_path / "b.env")

@@ -1,0 +1,102 @@
+"""What follows from what was measured, and that the measuring measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plugin.tuning import (
+    DepthTime,
+    ThreadPoint,
+    Window,
+    bytes_per_title,
+    choose,
+    environment,
+    measure_depth,
+    measure_rate,
+    measure_threads,
+    thread_counts,
+)
+from reranker import Cascade, Hit
+from tests.reranker.conftest import SMALL, random_encoder, write_model
+
+POINTS = [ThreadPoint(1, 100.0, 30.0), ThreadPoint(2, 60.0, 31.0), ThreadPoint(4, 58.0, 29.0)]
+TIMES = [DepthTime(0, 20.0), DepthTime(10, 60.0), DepthTime(20, 100.0), DepthTime(50, 230.0)]
+WINDOWS = [
+    Window(query, [Hit(str(at), f"heap {word}", "merge lists", 1.0) for at, word in enumerate(words)])
+    for query, words in (("merge", ["queue", "file", "line"]), ("read", ["queue", "open"]))
+]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for seed, task in enumerate(("title", "passage")):
+        write_model(folder / task, task, random_encoder(SMALL, seed))
+    weights = ("title", "title_first_stage", "passage", "passage_title", "passage_first_stage")
+    (folder / "fusion.json").write_text(json.dumps(dict.fromkeys(weights, 1.0)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("cores", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
+)
+def test_numbers_of_threads_double_up_to_all_cores(cores, counts):
+    assert thread_counts(cores) == counts
+
+
+def test_the_fewest_threads_that_are_about_the_fastest():
+    assert choose(POINTS, TIMES, 5000, 100, 4, 100).threads == 2
+
+
+def test_the_deepest_that_fits_where_nothing_is_judged():
+    assert choose(POINTS, TIMES, 5000, 100, 4, 150).passage_depth == 20
+    assert choose(POINTS, TIMES, 5000, 100, 4, 1000).passage_depth == 50
+
+
+def test_the_best_that_fits_where_quality_was_measured():
+    qualities = [0.5, 0.7, 0.7, 0.9]
+    times = [t._replace(quality=q) for t, q in zip(TIMES, qualities, strict=True)]
+    assert choose(POINTS, times, 5000, 100, 4, 150).passage_depth == 10
+    assert choose(POINTS, times, 5000, 100, 4, 230).passage_depth == 50
+
+
+def test_a_budget_that_nothing_fits_is_said():
+    tuned = choose(POINTS, TIMES, 5000, 100, 4, 19)
+    assert tuned.passage_depth == 0
+    assert not tuned.within_budget
+    assert choose(POINTS, TIMES, 5000, 100, 4, 20).within_budget
+
+
+def test_the_cache_has_room_for_all_titles_up_to_a_gigabyte():
+    assert choose(POINTS, TIMES, 5000, 100_000, 4, 100).cache_mb == 550
+    assert choose(POINTS, TIMES, 5000, 10, 4, 100).cache_mb == 1
+    assert choose(POINTS, TIMES, 5000, 10**9, 4, 100).cache_mb == 1024
+    assert choose(POINTS, TIMES, 0.0, 10**9, 4, 100).cache_mb == 0  # nothing can be kept
+
+
+def test_settings_are_lines_and_comments():
+    text = environment(choose(POINTS, TIMES, 5000, 10, 4, 100), ["measured", "on a machine"])
+    assert text.splitlines() == [
+        "# measured",
+        "# on a machine",
+        "TITLECAST_THREADS=2",
+        "TITLECAST_MAX_CONCURRENT=4",
+        "TITLECAST_CACHE_MB=1",
+    ]
+
+
+def test_real_searches_are_measured(models):
+    points = measure_threads(models, WINDOWS, cores=2, depth=1, rounds=1)
+    assert [point.threads for point in points] == [1, 2]
+    assert all(point.alone_ms > 0 and point.per_second > 0 for point in points)
+    cascade = Cascade.load(models, 1)
+    assert measure_depth(cascade, WINDOWS, 2) > 0
+    assert 0 < bytes_per_title(cascade, WINDOWS) < 5_000
+
+
+def test_a_search_that_fails_fails_the_measurement(models):
+    with pytest.raises(ValueError, match="query is empty"):
+        measure_rate(Cascade.load(models, 1), [Window(" ", WINDOWS[0].hits)], 0, 2)
