@@ -209,6 +209,14 @@ def load_model(
     )
 
 
+def first_query_layer(folder: Path) -> int:
+    """How many layers of a broadcasting model are a graph of their own, without the query."""
+    if not (folder / "lower.onnx").is_file():
+        return 0
+    facts = open_session(folder / "lower.onnx", 1).get_modelmeta().custom_metadata_map
+    return int(facts["first_query_layer"])
+
+
 class Load:
     """How many graphs run at this moment in the process."""
 

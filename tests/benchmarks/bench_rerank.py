@@ -1,22 +1,27 @@
-"""How much faster titles are than passages: `make bench`.
+"""How much faster titles are than passages, and how close to the machine's limit: `make bench`.
 
-All contenders start from the same backbone and rerank the same 100 hits, in one process and
-interleaved rounds, so that whatever else the machine does falls on all of them. The first table
-has ratios, which carry over to other machines; the second the times, which do not.
+All contenders start from the same backbone and rerank the same 100 hits. Each has a process of
+its own; they take turns, round after round, so that whatever else the machine does falls on all
+of them. The first table has ratios, which carry over to other machines; the second the times,
+which do not; the third the share of what the machine can multiply at all.
 
 The hits are BM25's for a real query over a BEIR folder (`--beir`), else over the documentation
-of the running Python's standard library.
+of the running Python's standard library; of several with the same title the first counts.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import typer
@@ -24,82 +29,255 @@ from rich.console import Console
 from rich.table import Table
 
 from indexing.sources import open_source
-from reranker import Cascade, Hit, PassageReranker, TitleReranker
+from reranker import TitleReranker
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import Document, read_corpus
 from reranker.runtime import usable_cores
+from reranker.stages import SHIPPED
 
 QUERY = "Which writer of the country's first novel was also a member of its parliament?"
 PYTHON_QUERY = "write the rows of a list to a text file and read them again line by line"
+ROOT = Path(__file__).parents[2]
+
+
+class Row(NamedTuple):
+    """One line of the tables: a contender at one piece of work."""
+
+    contender: str
+    kind: str
+    count: int
+    label: str
+    rarely: bool = False  # slow: in the first rounds only
+
+
+ETR_100 = "ETR int8, 100 titles"
+CE_PASSAGES = "CrossEncoder (torch), 100 passages"
+PAIR_PASSAGES = "pairwise int8 in our runtime, 100 passages"
+PAIR_TITLES = "pairwise int8 in our runtime, 100 titles"
+PASSAGE_MODEL = "our passage model, 100 passages"
+CASCADE = "cascade, 100 titles + 20 passages"
+
+ROWS = [
+    Row("ce-torch", "passages", 100, CE_PASSAGES, rarely=True),
+    Row("ce-torch", "titles", 100, "CrossEncoder (torch), 100 titles"),
+    Row("ce-onnx", "passages", 100, "CrossEncoder (onnx), 100 passages", rarely=True),
+    Row("ce-onnx-int8", "passages", 100, "CrossEncoder (onnx int8), 100 passages", rarely=True),
+    Row("ce-openvino", "passages", 100, "CrossEncoder (openvino), 100 passages", rarely=True),
+    Row("plain-onnx", "passages", 100, "plain ONNX export, 100 passages", rarely=True),
+    Row("plain-onnx-int8", "passages", 100, "its dynamic int8, 100 passages", rarely=True),
+    Row("pair-int8", "passages", 100, PAIR_PASSAGES, rarely=True),
+    Row("pair-int8", "titles", 100, PAIR_TITLES),
+    Row("passage", "passages", 100, PASSAGE_MODEL, rarely=True),
+    Row("cascade", "cascade", 20, CASCADE),
+    Row("cascade-cached", "cascade", 20, "the same, titles seen before"),
+    Row("etr-fp32", "titles", 100, "ETR fp32, 100 titles"),
+    Row("etr", "titles", 10, "ETR int8, 10 titles"),
+    Row("etr", "titles", 100, ETR_100),
+    Row("etr", "titles", 1000, "ETR int8, 1000 titles"),
+    Row("etr", "titles", 5000, "ETR int8, 5000 titles", rarely=True),
+    Row("etr-cached", "titles", 10, "ETR int8, 10 titles seen before"),
+    Row("etr-cached", "titles", 100, "ETR int8, 100 titles seen before"),
+    Row("etr-cached", "titles", 1000, "ETR int8, 1000 titles seen before"),
+    Row("etr-small", "titles", 100, "ETR int8 with 3 layers, 100 titles"),
+]
+# The machine's own: count is how often the four products of a layer over 2048 tokens are made.
+LIMIT_FLOPS = 2 * 2048 * (384 * 3 * 384 + 384 * 384 + 2 * 384 * 1536)
+LIMITS = [Row("limit", "int8", 3, "int8 products"), Row("limit", "fp32", 2, "fp32 products")]
 
 
 def main(
     beir: Annotated[Path | None, typer.Option(help="A BEIR folder to take the hits from.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 7,
     threads: Annotated[int | None, typer.Option(help="Threads. Without: all cores.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Folder with title/ and passage/.")] = None,
+    model: Annotated[Path, typer.Option(help="Folder with title/ and passage/.")] = SHIPPED,
+    only: Annotated[str, typer.Option(help="Contenders whose name this expression finds.")] = "",
+    one_thread: Annotated[bool, typer.Option(help="Measure one thread, too.")] = True,
+    cpu: Annotated[bool, typer.Option(help="Processor time: for a machine that is busy.")] = False,
 ) -> None:
-    """Measure reranking of 100 hits: titles by ETR, titles and passages by a CrossEncoder."""
+    """Measure reranking of 100 hits, by titles and by passages, against other ways to do it."""
     console = Console(width=100)
     threads = threads or usable_cores()
-    query, hits, many = find_hits(beir)
-    titles = [hit.title for hit in hits]
-    passages = [hit.passage for hit in hits]
-    texts = [f"{hit.title}. {hit.passage}" for hit in hits]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        work = folder / "work.json"
+        work.write_text(json.dumps(find_work(beir)), "utf-8")
+        made = folder / "models"
+        made.mkdir()
+        call = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.prepare_models"]
+        names = {row.contender for row in ROWS if re.search(only, row.contender)}
+        subprocess.run([*call, str(work), str(model), str(made), *names], check=True, cwd=ROOT)
+        describe(console, work, model, threads)
+        measure(console, work, model, made, threads, rounds, only, cpu)
+        if one_thread and threads > 1:
+            few = "^(ce-torch|pair-int8|etr|etr-cached|cascade|limit)$"
+            console.rule("one thread")
+            measure(console, work, model, made, 1, max(rounds // 2, 1), only or few, cpu)
+        console.print(f"load average at the end: {os.getloadavg()[0]:.1f}")
 
-    slow = cross_encoder(threads)
-    folder = model
-    title = TitleReranker.load(folder and folder / "title", threads)
-    passage = PassageReranker.load(folder and folder / "passage", threads)
-    cascade = Cascade.load(folder, threads)
-    ours = f"ETR, {title.config['precision']}"
-    slow_passages = "CrossEncoder (torch), 100 passages"
-    slow_titles = "CrossEncoder (torch), 100 titles"
-    contenders: dict[str, Callable[[], object]] = {
-        slow_passages: lambda: slow(query, texts),
-        slow_titles: lambda: slow(query, titles),
-        "passage model, 100 passages": lambda: passage.score(query, titles, passages),
-        "cascade, 100 titles + 20 passages": lambda: cascade.rerank(query, hits, 20),
-        f"{ours}, 10 titles": lambda: title.score(query, titles[:10]),
-        f"{ours}, 100 titles": lambda: title.score(query, titles),
-        f"{ours}, 1000 titles": lambda: title.score(query, many),
-    }
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in contenders.values():
-        run()  # warm
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - started) * 1000)
-    median = {name: statistics.median(values) for name, values in times.items()}
 
-    lengths = token_lengths(title, titles), token_lengths(title, texts)
-    console.print(
-        f"{platform.machine()}, {threads} threads of {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f} at the end; {len(hits)} hits; tokens per title "
-        f"{lengths[0]:.1f}, per passage {lengths[1]:.1f} (means); {rounds} rounds, medians"
-    )
-    fast = median[f"{ours}, 100 titles"]
-    ratios = Table("over the same 100 hits", "times the time of ETR over 100 titles")
-    for name, value in median.items():
-        ratios.add_row(name, f"{value / fast:.2f}")
-    console.print(ratios)
-    absolute = Table("", "median ms", "fastest", "slowest")
-    for name, values in times.items():
-        absolute.add_row(name, f"{median[name]:.1f}", f"{min(values):.1f}", f"{max(values):.1f}")
+def measure(
+    console: Console,
+    work: Path,
+    models: Path,
+    made: Path,
+    threads: int,
+    rounds: int,
+    only: str,
+    cpu: bool,
+) -> None:
+    """Let the contenders take turns, and print what they took."""
+    rows = [row for row in [*LIMITS, *ROWS] if re.search(only, row.contender)]
+    running: dict[str, Contender] = {}
+    left_out: dict[str, str] = {}
+    try:
+        for name in dict.fromkeys(row.contender for row in rows):
+            try:
+                running[name] = Contender(name, threads, work, models, made)
+            except ContenderError as error:  # noqa: PERF203 - one process each is far slower
+                left_out[name] = str(error)
+        rows = [row for row in rows if row.contender in running]
+        taken: dict[str, list[dict[str, float]]] = {row.label: [] for row in rows}
+        first: dict[str, float] = {}
+        for row in rows:  # warm; what the very first run of a process takes is its cold start
+            time_taken = running[row.contender].run(row)["ms"]
+            first.setdefault(row.contender, running[row.contender].load_ms + time_taken)
+        for number in range(rounds):
+            for row in rows:
+                if not row.rarely or number < max(3, rounds // 2):
+                    taken[row.label].append(running[row.contender].run(row))
+    finally:
+        for contender in running.values():
+            contender.close()
+    unit = "cpu_ms" if cpu else "ms"
+    times = {label: [one[unit] for one in many] for label, many in taken.items()}
+    median = {label: statistics.median(values) for label, values in times.items()}
+    kind = f"{threads} threads, {'processor' if cpu else 'wall'} time, medians of {rounds} rounds"
+    reference = median.get(ETR_100)
+    if reference:
+        ratios = Table(f"over the same hits; {kind}", "times ETR int8, 100 titles")
+        for row in rows:
+            if row not in LIMITS:
+                ratios.add_row(row.label, f"{median[row.label] / reference:.2f}")
+        console.print(ratios)
+    absolute = Table("", "median ms", "fastest", "slowest", "cold start s", "peak MB")
+    for row in rows:
+        values, peak = times[row.label], taken[row.label][-1]["peak_mb"]
+        numbers = [median[row.label], min(values), max(values)]
+        cold = first[row.contender] / 1000
+        absolute.add_row(row.label, *(f"{n:.1f}" for n in numbers), f"{cold:.2f}", f"{peak:.0f}")
     console.print(absolute)
-    thousand = median[f"{ours}, 1000 titles"]
-    console.print(
-        f"ETR over 100 titles: {median[slow_passages] / fast:.1f}x faster than CrossEncoder over "
-        f"the hits' passages, {median[slow_titles] / fast:.1f}x than over the titles; 1000 titles "
-        f"cost {thousand / fast:.1f}x of 100, 10 titles "
-        f"{100 * median[f'{ours}, 10 titles'] / fast:.0f}%"
-    )
+    limits = {
+        row.kind: LIMIT_FLOPS * row.count / median[row.label] * 1000
+        for row in LIMITS
+        if row.label in median
+    }
+    shares(console, work, models, rows, median, limits)
+    verdicts(console, median)
+    for name, reason in left_out.items():
+        console.print(f"left out: {name}: {reason}", soft_wrap=True)
 
 
-def find_hits(beir: Path | None) -> tuple[str, list[Hit], list[str]]:
-    """A query, BM25's first 100 hits for it, and the first 1000 distinct titles."""
+def shares(
+    console: Console,
+    work: Path,
+    models: Path,
+    rows: list[Row],
+    median: dict[str, float],
+    limits: dict[str, float],
+) -> None:
+    """What the linear maps of ETR need at least, against what the machine can multiply."""
+    if not limits:
+        return
+    texts = json.loads(work.read_text("utf-8"))
+    titles = texts["titles"] + texts["many"]
+    model = TitleReranker.load(models / "title", 1)
+    per_token = flops_per_token(models / "title")
+    query = model._tokenizer.encode([texts["query"]], 64)[0]
+    table = Table("ETR", "GFLOP needed", "GFLOP/s", *(f"of the {name} limit" for name in limits))
+    for row in rows:
+        if row.contender != "etr":
+            continue
+        tokens = sum(len(one.ids) for one in model._tokenizer.encode(titles[: row.count], 48))
+        needed = (tokens + len(query.ids)) * per_token
+        speed = needed / median[row.label] * 1000
+        cells = [f"{100 * speed / limit:.0f} %" for limit in limits.values()]
+        table.add_row(row.label, f"{needed / 1e9:.2f}", f"{speed / 1e9:.0f}", *cells)
+    console.print(table)
+    speeds = (f"{name} {limit / 1e9:.0f} GFLOP/s" for name, limit in limits.items())
+    console.print(f"what the machine can multiply: {', '.join(speeds)}")
+
+
+def verdicts(console: Console, median: dict[str, float]) -> None:
+    """The ratios that the project promises."""
+    promises = [
+        ("ETR over 100 titles against CrossEncoder over the passages", CE_PASSAGES, ETR_100, 100),
+        ("... against pairwise int8 over the passages", PAIR_PASSAGES, ETR_100, 40),
+        ("... against pairwise int8 over the same titles", PAIR_TITLES, ETR_100, 4),
+        ("100 titles to 1000", ETR_100, "ETR int8, 1000 titles", 0.1),
+        ("100 titles to 10", ETR_100, "ETR int8, 10 titles", 4),
+        ("the cascade against 100 passages in our runtime", PASSAGE_MODEL, CASCADE, 6),
+    ]
+    table = Table("", "times as fast", "wanted")
+    for label, slow, fast, wanted in promises:
+        if slow in median and fast in median:
+            table.add_row(label, f"{median[slow] / median[fast]:.2f}", f"{wanted}")
+    if table.rows:
+        console.print(table)
+
+
+class ContenderError(Exception):
+    """A contender that cannot run here; the text says why."""
+
+
+class Contender:
+    """One process, asked for one run at a time."""
+
+    def __init__(self, name: str, threads: int, work: Path, models: Path, made: Path) -> None:
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - see close
+        call = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.contenders"]
+        began = time.perf_counter()
+        self._process = subprocess.Popen(
+            [*call, name, str(threads), str(work), str(models), str(made)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"},
+        )
+        try:
+            self._answer()
+        except ContenderError:
+            self.close()
+            raise
+        self.load_ms = (time.perf_counter() - began) * 1000  # the process's start included
+
+    def run(self, row: Row) -> dict[str, float]:
+        """Milliseconds of one run, and the most memory so far."""
+        asked = cast("IO[str]", self._process.stdin)
+        asked.write(f"{row.kind} {row.count}\n")
+        asked.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, float]:
+        line = cast("IO[str]", self._process.stdout).readline()
+        if not line:
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines()
+            raise ContenderError(said[-1] if said else "it ended without a word")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        with self._process as process:
+            cast("IO[str]", process.stdin).close()
+            process.terminate()
+        self._errors.close()
+
+
+def find_work(beir: Path | None) -> dict[str, Any]:
+    """A query, BM25's first 100 hits with different titles, and further titles up to 5000."""
     if beir is not None:
         documents = list(read_corpus(beir))
         query = QUERY
@@ -112,29 +290,65 @@ def find_hits(beir: Path | None) -> tuple[str, list[Hit], list[str]]:
         ]
         query = PYTHON_QUERY
     corpus = {document.id: document for document in documents}
-    found = BM25.over(corpus).search(query, 5000)
-    hits = [Hit(id, corpus[id].title, corpus[id].text, score) for id, score in found]
-    titles = list(dict.fromkeys(hit.title for hit in hits if hit.title))
-    titles += [document.title for document in documents if document.title not in set(titles)]
-    return query, hits[:100], list(dict.fromkeys(titles))[:1000]
+    by_title: dict[str, Document] = {}
+    for id, _ in BM25.over(corpus).search(query, 5000):
+        by_title.setdefault(corpus[id].title, corpus[id])
+    by_title.pop("", None)
+    hits = list(by_title.values())[:100]
+    titles = [*by_title, *(d.title for d in documents if d.title not in by_title and d.title)]
+    return {
+        "query": query,
+        "ids": [hit.id for hit in hits],
+        "titles": [hit.title for hit in hits],
+        "passages": [hit.text for hit in hits],
+        "many": list(dict.fromkeys(titles))[len(hits) : 5000],
+    }
 
 
-def cross_encoder(threads: int) -> Callable[[str, list[str]], object]:
-    """sentence-transformers' CrossEncoder on torch, as its users run it, on our backbone."""
-    import torch
-    from sentence_transformers import CrossEncoder
+def describe(console: Console, work: Path, models: Path, threads: int) -> None:
+    """The machine, the texts and the model."""
+    texts = json.loads(work.read_text("utf-8"))
+    model = TitleReranker.load(models / "title", 1)
+    titles, passages = texts["titles"], texts["passages"]
+    both = [f"{title}. {passage}" for title, passage in zip(titles, passages, strict=True)]
+    lengths = [
+        [len(one.ids) for one in model._tokenizer.encode(part, 512)] for part in (titles, both)
+    ]
+    console.print(
+        f"{processor()}, {threads} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}; {model.name}; {len(titles)} hits, tokens per title "
+        f"{np.mean(lengths[0]):.1f} (most {max(lengths[0])}), per passage "
+        f"{np.mean(lengths[1]):.1f} (most {max(lengths[1])}); "
+        f"{len(titles) + len(texts['many'])} titles in all",
+        soft_wrap=True,
+    )
 
-    from reranker.models.backbone import DEFAULT_BACKBONE, find_backbone
 
-    torch.set_num_threads(threads)
-    model = CrossEncoder(str(find_backbone(DEFAULT_BACKBONE)), num_labels=1, device="cpu")
-    return lambda query, texts: model.predict([(query, text) for text in texts], batch_size=32)
+def processor() -> str:
+    """What the machine calls its processor, and what matters of its instructions."""
+    path = Path("/proc/cpuinfo")
+    text = path.read_text("utf-8") if path.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    flags = [flag for flag in ("avx2", "avx512f", "avx_vnni", "avx512_vnni") if f" {flag}" in text]
+    return " ".join([name.group(1) if name else platform.machine(), *flags])
 
 
-def token_lengths(title: TitleReranker, texts: list[str]) -> float:
-    """Mean number of tokens."""
-    encoded = title._tokenizer.encode(texts, 512)
-    return float(np.mean([len(item.ids) for item in encoded]))
+def flops_per_token(folder: Path) -> int:
+    """Operations of the linear maps over one token of a text, from the exported graphs."""
+    import onnx
+
+    total = 0
+    for path in folder.glob("*.onnx"):
+        if path.stem == "query":
+            continue
+        graph = onnx.load(path, load_external_data=False).graph
+        shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type in ("MatMul", "MatMulIntegerToFloat") and node.input[1] in shapes:
+                rows, columns = shapes[node.input[1]]
+                if columns > 1:  # the head works on texts, not tokens
+                    total += 2 * rows * columns
+    return total
 
 
 if __name__ == "__main__":
