@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
-from typing import Annotated
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
+from opensearchpy.exceptions import OpenSearchException
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bar
 from rich.table import Table
 
-from indexing.bulk import load, prepare_index
-from indexing.mapping import DEFAULT_ANALYZER
-from indexing.records import Failure, Summary
-from indexing.sources import FORMATS, open_source
-from indexing.sources.jsonl import parse_map
+from indexing import target
+from indexing.bulk import prepare
+from indexing.job import Destination, Result, job_folder, run
+from indexing.load import Options, Progress, Summary
+from indexing.mapping import DEFAULT_ANALYZER, index_body
+from indexing.passages import DEFAULT_OVERLAP
+from indexing.records import Document, Failure, Skip
+from indexing.sources import Source
+from indexing.sources.fields import FieldMap
+from plugin.cli import reading
 from plugin.cli.options import CommandError, Url
 from plugin.clusters import connect
 
 _SHOWN = 10  # failures
+_SOME_FAILED, _DID_NOT_RUN = 1, 2  # exit status
+_READING, _LOADING, _GOING_LIVE = reading.PANEL, "Loading", "Index"  # panels of the help
 
 
 def register(app: typer.Typer) -> None:
@@ -35,125 +53,464 @@ def register(app: typer.Typer) -> None:
 
 
 def index(
-    source: Annotated[
-        str,
-        typer.Argument(help="A file, a BEIR folder, or `pydoc`: this Python's documentation."),
-    ],
-    index: Annotated[str, typer.Option("--index", help="The index to load into.")],
-    format_: Annotated[
+    source: reading.SourceName = None,
+    index: Annotated[
         str | None,
-        typer.Option("--format", help=f"One of {', '.join(FORMATS)} (default: told from SOURCE)."),
+        typer.Option("--index", help="The index to load into.", rich_help_panel=_GOING_LIVE),
     ] = None,
-    map_: Annotated[
-        list[str] | None,
+    alias: Annotated[
+        str | None,
         typer.Option(
-            "--map",
-            help="For JSON lines: title=FIELD, passage=FIELD or id=FIELD; may be repeated.",
+            "--alias",
+            help="Load into a new index, and switch this alias to it once all is in: searches"
+            " never see a half loaded index.",
+            rich_help_panel=_GOING_LIVE,
         ),
     ] = None,
-    recreate: Annotated[
-        bool, typer.Option("--recreate", help="Delete the index first if it exists.")
+    delete_old: Annotated[
+        bool,
+        typer.Option(
+            "--delete-old",
+            help="With --alias: delete what the alias named before.",
+            rich_help_panel=_GOING_LIVE,
+        ),
     ] = False,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Read no more than this many records.")
-    ] = None,
+    most_failures: Annotated[
+        float,
+        typer.Option(
+            "--most-failures",
+            min=0.0,
+            max=1.0,
+            help="With --alias: the share of records that may fail for it still to be switched.",
+            rich_help_panel=_GOING_LIVE,
+        ),
+    ] = 0.01,
+    recreate: Annotated[
+        bool,
+        typer.Option(
+            "--recreate", help="Delete the index first if it exists.", rich_help_panel=_GOING_LIVE
+        ),
+    ] = False,
+    restore: Annotated[
+        bool,
+        typer.Option(
+            "--restore",
+            help="Load nothing: only put right the settings that a killed load left in --index.",
+            rich_help_panel=_GOING_LIVE,
+        ),
+    ] = False,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Also give an existing index settings fit for loading meanwhile: no refreshes,"
+            " no replicas. A new one always has them.",
+            rich_help_panel=_GOING_LIVE,
+        ),
+    ] = False,
     analyzer: Annotated[
-        str, typer.Option(help="Analyser of a new index, for titles and passages.")
+        str,
+        typer.Option(
+            help="Analyser of a new index, for titles and passages.", rich_help_panel=_GOING_LIVE
+        ),
     ] = DEFAULT_ANALYZER,
-    shards: Annotated[int, typer.Option(min=1, help="Shards of a new index.")] = 1,
-    replicas: Annotated[int, typer.Option(min=0, help="Replicas of a new index.")] = 0,
+    shards: Annotated[
+        int, typer.Option(min=1, help="Shards of a new index.", rich_help_panel=_GOING_LIVE)
+    ] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=0, help="Replicas of a new index.", rich_help_panel=_GOING_LIVE)
+    ] = 0,
+    format_: reading.Format = None,
+    id_field: reading.IdField = "",
+    title_field: reading.TitleField = None,
+    passage_field: reading.PassageField = None,
+    vector_field: reading.VectorField = "",
+    split_tokens: reading.SplitTokens = None,
+    overlap: reading.Overlap = DEFAULT_OVERLAP,
+    title_from: reading.TitleFrom = "none",
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Read no more than this many records.", rich_help_panel=_READING),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Read and check everything, and load nothing; needs no cluster."
+        ),
+    ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Read everything, load nothing, and say what the titles are like and what that"
+            " means for the title stage; needs no cluster.",
+        ),
+    ] = False,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the summary or report as one JSON object.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Requests at a time.", rich_help_panel=_LOADING)
+    ] = 4,
+    bulk_mib: Annotated[
+        float,
+        typer.Option(
+            "--bulk-mib",
+            min=0.01,
+            max=100,
+            help="The largest request, in MiB; what is right up to there is learned.",
+            rich_help_panel=_LOADING,
+        ),
+    ] = 8.0,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="Seconds to wait for a cluster that takes nothing, until the load stops.",
+            rich_help_panel=_LOADING,
+        ),
+    ] = 300.0,
+    dead_letters: Annotated[
+        Path | None,
+        typer.Option(
+            "--dead-letters",
+            help="The file for what cannot be indexed, with its reason (default: in the state"
+            " folder).",
+            rich_help_panel=_LOADING,
+        ),
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            "--state",
+            help="The folder in which loads keep where they are (default:"
+            " $XDG_STATE_HOME/titlecast/loads, else ~/.local/state/titlecast/loads).",
+            rich_help_panel=_LOADING,
+        ),
+    ] = None,
+    discard: Annotated[
+        bool,
+        typer.Option(
+            "--discard",
+            help="Forget an interrupted load instead of going on with it.",
+            rich_help_panel=_LOADING,
+        ),
+    ] = False,
     *,
     url: Url,
 ) -> None:
-    """Load documents into an index; documents replace those of the same id."""
-    console = Console(soft_wrap=True, highlight=False)
-    # The source comes first: no index is deleted for one that cannot be read.
-    opened = open_source(source, format_, parse_map(map_ or ()))
-    with connect(url) as client:
-        fresh = prepare_index(
-            client,
-            index,
-            recreate=recreate,
-            analyzer=analyzer,
-            shards=shards,
-            replicas=replicas,
+    """Load documents into an index; documents replace those of the same id.
+
+    A load that was interrupted, by whatever it was, goes on where it stopped when it is run
+    again.
+
+    Exit status: 0 where every record is in, 1 where some could not be indexed (they are in the
+    dead-letter file, the others are in), 2 where the load could not begin, end or be verified.
+    """
+    console = Console(soft_wrap=True, highlight=False, stderr=json_)
+    with _one_sentence():
+        if restore:
+            _restore(console, index or alias, url)
+            return
+        if source is None:
+            raise CommandError(
+                "name what to load: a file, a folder, an index, or pydoc", _DID_NOT_RUN
+            )
+        if index is None and alias is None and not (dry_run or report):
+            raise CommandError("name where to load it, with --index or --alias", _DID_NOT_RUN)
+        # The source comes first: no index is deleted for one that cannot be read.
+        read = reading.read(
+            source,
+            format_,
+            FieldMap(id_field, tuple(title_field or ()), tuple(passage_field or ()), vector_field),
+            split_tokens=split_tokens,
+            overlap=overlap,
+            title_from=title_from,
         )
-        if not fresh:
-            console.print(
-                f"Index [bold]{escape(index)}[/bold] exists: documents are added to it and"
-                " replace those of the same id (--recreate starts anew)."
-            )
-        with _progress(console) as progress:
-            task = progress.add_task(f"{opened.format} → {escape(index)}", total=None, done=0)
-
-            def advance(done: int) -> None:
-                if done % 100 == 0:
-                    read = opened.fraction()
-                    progress.update(
-                        task, done=done, total=None if read is None else 1.0, completed=read or 0
-                    )
-
-            summary = load(
+        opened = read.source
+        if report:
+            reading.report(console, read, limit, json_=json_)
+            return
+        if dry_run:
+            _dry_run(console, opened, limit, json_=json_)
+            return
+        destination = Destination(
+            index,
+            alias,
+            index_body(analyzer, shards, replicas),
+            recreate=recreate,
+            delete_old=delete_old,
+            tune=tune,
+            most_failures=most_failures,
+        )
+        identity = {"source": dict(opened.fingerprint) or opened.name, "limit": limit}
+        options = Options(
+            workers=workers, bulk_bytes=int(bulk_mib * 1024 * 1024), patience=patience
+        )
+        with (
+            connect(url, connections=workers) as client,
+            _interruptible(),
+            _Display(console, opened, destination.name) as display,
+        ):
+            result = run(
                 client,
-                index,
                 itertools.islice(opened.records, limit),
-                fresh=fresh,
-                on_progress=advance,
+                identity,
+                destination,
+                folder=job_folder(client, destination.name, state),
+                discard=discard,
+                dead_letters=dead_letters,
+                options=options,
+                on_start=display.start,
+                on_progress=display.update,
             )
-            progress.update(task, total=1.0, completed=1.0, done=summary.indexed)
-    console.print(_table(summary, opened.name, index))
-    if fresh and summary.updated:
+    if json_:
+        sys.stdout.write(json.dumps(_as_json(result, opened.name)) + "\n")
+    else:
+        _report(console, result, opened.name, destination)
+    _judge(result, destination)
+
+
+class _Display:
+    """Progress: a line that changes on a terminal, nothing elsewhere."""
+
+    def __init__(self, console: Console, source: Source, name: str) -> None:
+        self._console, self._source, self._name = console, source, name
+        self._bar = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[done]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[yellow]{task.fields[waiting]}[/yellow]"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            f"{source.format} → {escape(name)}", total=None, done="", waiting=""
+        )
+        self._first: tuple[float, Progress] | None = None
+
+    def __enter__(self) -> _Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def start(self, index: str, resumed_at: int | None, existed: bool) -> None:
+        """Say what is loaded into."""
+        shown = f"[bold]{escape(index)}[/bold]"
+        if resumed_at is not None:
+            self._console.print(
+                f"Going on with the load into {shown} at record {resumed_at:,} (--discard begins"
+                " anew)."
+            )
+        elif existed:
+            self._console.print(
+                f"Index {shown} exists: documents are added to it and replace those of the same"
+                " id (--recreate starts anew)."
+            )
+
+    def update(self, progress: Progress) -> None:
+        """Show how far the load is."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, progress
+        began, first = self._first
+        seconds = max(now - began, 1e-3)
+        # Of this run: what an earlier one did took its own time.
+        rate = (progress.position - first.position) / seconds
+        megabytes = (progress.bytes - first.bytes) / seconds / 1e6
+        done = f"{progress.indexed:,} documents, {rate:,.0f}/s, {megabytes:.1f} MB/s"
+        if progress.failed:
+            done += f", {progress.failed:,} failed"
+        read = self._source.fraction()
+        self._bar.update(
+            self._task,
+            total=None if read is None else 1.0,
+            completed=read or 0.0,
+            done=done,
+            waiting=escape(progress.waiting),
+        )
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn what a load cannot begin or end for into its sentence and exit status."""
+    try:
+        yield
+    except (OpenSearchException, OSError, ValueError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OpenSearchException):
+            text = f"the cluster answered: {text}"
+        raise CommandError(text, _DID_NOT_RUN) from error
+    except KeyboardInterrupt as error:
+        raise CommandError(
+            "stopped: run the same command again to go on where it was", _DID_NOT_RUN
+        ) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a load as Ctrl-C does: with its checkpoint written and settings restored."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _restore(console: Console, name: str | None, url: str) -> None:
+    if name is None:
+        raise CommandError("name the index to put right, with --index", _DID_NOT_RUN)
+    with connect(url) as client:
+        for one in target.indices_of(client, name) or [name]:
+            if not target.uuid_of(client, one):
+                raise CommandError(f"there is no index {one}", _DID_NOT_RUN)
+            said = "has its own settings again" if target.end_loading(client, one) else "is right"
+            console.print(f"Index [bold]{escape(one)}[/bold] {said}.")
+
+
+def _dry_run(console: Console, source: Source, limit: int | None, *, json_: bool) -> None:
+    """Read everything as a load would, and say what it would do."""
+    counts = {"read": 0, "documents": 0, "failed": 0, "skipped": 0, "bytes": 0}
+    failures: list[Failure] = []
+    for record in itertools.islice(source.records, limit):
+        counts["read"] += 1
+        prepared = prepare(record) if isinstance(record, Document) else record
+        if isinstance(prepared, Failure):
+            counts["failed"] += 1
+            if len(failures) < _SHOWN:
+                failures.append(prepared)
+        elif isinstance(prepared, Skip):
+            counts["skipped"] += 1
+        else:
+            counts["documents"] += 1
+            counts["bytes"] += len(prepared.lines)
+    if json_:
+        told = [failure._asdict() for failure in failures]
+        summary = {"source": source.name, "dry_run": True, **counts, "failures": told}
+        sys.stdout.write(json.dumps(summary) + "\n")
+    else:
+        table = Table(title=escape(f"{source.name}, nothing loaded"), show_header=False)
+        table.add_column()
+        table.add_column(justify="right")
+        for name, number in counts.items():
+            table.add_row(name, f"{number:,}")
+        console.print(table)
+    if counts["failed"]:
+        raise CommandError(
+            f"{counts['failed']:,} of {counts['read']:,} records could not be indexed:"
+            f" {_named(tuple(failures), counts['failed'])}",
+            _SOME_FAILED,
+        )
+
+
+def _as_json(result: Result, source: str) -> dict[str, Any]:
+    summary = result.summary
+    return {
+        "source": source,
+        **dataclasses.asdict(summary),
+        "failures": [failure._asdict() for failure in summary.failures],
+        "indexed": summary.indexed,
+        "duplicates": summary.duplicates,
+        "verified": summary.verified,
+        "resumed_at": result.resumed_at,
+        "switched": result.switched,
+        "old": list(result.old),
+        "leftovers": list(result.leftovers),
+    }
+
+
+def _report(console: Console, result: Result, source: str, destination: Destination) -> None:
+    summary = result.summary
+    console.print(_table(summary, source))
+    if summary.duplicates:
         console.print(
-            f"[yellow]warning:[/yellow] {summary.updated:,} ids came more than once:"
+            f"[yellow]warning:[/yellow] {summary.duplicates:,} ids came more than once:"
             " of each the last document was kept"
         )
-    _judge(summary, index)
+    if result.switched:
+        was = ", ".join(result.old) or "nothing"
+        fate = " (deleted)" if destination.delete_old and result.old else ""
+        console.print(
+            f"Alias [bold]{escape(destination.name)}[/bold] now names {escape(summary.index)};"
+            f" before: {escape(was)}{fate}."
+        )
+    if result.leftovers:
+        console.print(
+            "[yellow]warning:[/yellow] half loaded by other runs, delete them if none goes on:"
+            f" {escape(', '.join(result.leftovers))}"
+        )
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[done]:,} documents"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
+def _table(summary: Summary, source: str) -> Table:
+    table = Table(
+        title=escape(f"{source} → {summary.index}"), show_header=False, title_justify="left"
     )
-
-
-def _table(summary: Summary, source: str, index: str) -> Table:
-    table = Table(title=escape(f"{source} → {index}"), show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
-    rate = summary.indexed / summary.seconds if summary.seconds else 0.0
+    seconds = summary.seconds or 1e-9
     table.add_row("read", f"{summary.read:,}")
     table.add_row("indexed, new", f"{summary.created:,}")
-    table.add_row("indexed, replaced", f"{summary.updated:,}")
+    table.add_row("indexed, replaced", f"{summary.replaced:,}")
     table.add_row("skipped, without text", f"{summary.skipped:,}")
-    style = "red" if summary.failed else ""
-    table.add_row("failed", f"{summary.failed:,}", style=style)
+    table.add_row("failed", f"{summary.failed:,}", style="red" if summary.failed else "")
     table.add_row("in the index now", f"{summary.documents:,}")
-    table.add_row("time", f"{summary.seconds:.1f} s, {rate:,.0f} documents/s")
+    table.add_row("compared, field by field", f"{summary.sampled:,}")
+    table.add_row(
+        "time",
+        f"{summary.seconds:.1f} s, {summary.indexed / seconds:,.0f} documents/s,"
+        f" {summary.bytes / seconds / 1e6:.1f} MB/s",
+    )
     return table
 
 
-def _judge(summary: Summary, index: str) -> None:
+def _judge(result: Result, destination: Destination) -> None:
     """Raise `CommandError` unless every document got in."""
-    if summary.failed:
+    summary = result.summary
+    if not summary.verified:
+        left = (
+            f"; the alias {destination.name} was not switched, index {summary.index} is left to"
+            " be looked at"
+            if destination.alias
+            else ""
+        )
         raise CommandError(
-            f"{summary.failed:,} of {summary.read:,} records were not indexed:"
+            f"index {summary.index} is not what was loaded"
+            f" ({'; '.join(summary.differences[:_SHOWN])}): see that nothing else writes to it"
+            f" and run this again{left}",
+            _DID_NOT_RUN,
+        )
+    if not summary.indexed and not summary.failed:
+        raise CommandError(
+            "the source has no documents: check its format with --format", _DID_NOT_RUN
+        )
+    if summary.failed:
+        not_switched = destination.alias is not None and not result.switched
+        raise CommandError(
+            f"{summary.failed:,} of {summary.read:,} records were not indexed"
+            f" (all in {summary.dead_letters}):"
             f" {_named(summary.failures, summary.failed)}; correct them and run this again,"
             " documents are replaced by id"
+            + (
+                f". They are too many to switch the alias {destination.name}: to do so all the"
+                " same, run this again with a higher --most-failures"
+                if not_switched
+                else ""
+            ),
+            _DID_NOT_RUN if not_switched else _SOME_FAILED,
         )
-    if not summary.verified:
-        raise CommandError(
-            f"index {index} holds {summary.documents:,} documents, which does not fit the"
-            f" {summary.created:,} added: see that nothing else writes to it and run this again"
-        )
-    if not summary.indexed:
-        raise CommandError("the source has no documents: check its format with --format")
 
 
 def _named(failures: tuple[Failure, ...], failed: int) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -32,7 +29,6 @@ from indexing.deadletter import entries
 from indexing.job import Destination, run
 from indexing.load import Options, load
 from indexing.records import Document, Record
-from plugin.node import LocalCluster
 from tests.integration import loader
 from tests.integration.proxy import Dropped, Proxy
 
@@ -450,48 +446,3 @@ def test_what_something_else_writes_meanwhile_is_not_overwritten_unseen(
     assert (summary.created, summary.failed) == (5, 1)
     assert "something else wrote this document" in summary.failures[0].reason
     assert client.get(index=NAME, id="7")["_source"] == {"title": "newer"}
-
-
-def test_a_node_that_restarts_during_a_load(needs_local_node: None) -> None:
-    """With a node of the test's own, killed and started again on its data."""
-    data = Path(tempfile.mkdtemp())
-    data.chmod(0o755)  # the node may run as another user
-    options = {"heap": "256m", "with_plugin": False, "java_options": ["-XX:TieredStopAtLevel=1"]}
-    count = 3000
-    first = LocalCluster(data=data, **options)  # type: ignore[arg-type]
-    second: LocalCluster | None = None
-    waited: list[str] = []
-    try:
-        first.start()
-        port = first.nodes[0].http_port
-        with contextlib.closing(
-            OpenSearch([first.url], max_retries=0, pool_maxsize=2, timeout=60)
-        ) as client:
-            target.make_index(client, NAME)
-
-            def records() -> Iterator[Record]:
-                nonlocal second
-                for n, record in enumerate(numbered(count)):
-                    if n == count // 2:
-                        os.kill(first.nodes[0].pid, signal.SIGKILL)
-                        first.stop()
-                        second = LocalCluster(data=data, http_port=port, **options)  # type: ignore[arg-type]
-                        second.start()
-                    yield record
-
-            summary = load(
-                client,
-                NAME,
-                records(),
-                options=Options(workers=2, bulk_bytes=8_000, patience=300, request_seconds=60),
-                on_progress=lambda progress: waited.append(progress.waiting),
-            )
-            assert summary.verified, summary.differences
-            assert summary.documents == count
-            assert held(client, NAME) == {one.id: one.fields() for one in numbered(count)}  # type: ignore[union-attr]
-    finally:
-        for node in (first, second):
-            if node is not None:
-                node.stop()
-        shutil.rmtree(data, ignore_errors=True)
-    assert any(waited)
