@@ -27,6 +27,15 @@ log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parent / "weights"
 
 
+def find_model(task: str, path: str | Path | None = None) -> Path:
+    """A task's model folder: as given, or shipped under a name ("small"), or the default one."""
+    if path is None:
+        return SHIPPED / task
+    named = SHIPPED / f"{task}-{path}"
+    is_name = isinstance(path, str) and path.isidentifier() and not Path(path).exists()
+    return named if is_name and named.is_dir() else Path(path)
+
+
 class Scores(NamedTuple):
     """Logits and what was left unread on the way to them."""
 
@@ -83,12 +92,13 @@ class TitleReranker(_Reranker):
     ) -> TitleReranker:
         """Load a model folder; None is the shipped model, `threads` None all usable cores.
 
+        A name such as "small" is a shipped model of that name, where there is no such folder.
         `cache_mb` megabytes at most are kept of what the model's lower layers, which do not see
         the query, make of titles; scores are the same with and without.
 
         Raises FileNotFoundError or ValueError where the folder holds no title model.
         """
-        return cls(SHIPPED / "title" if path is None else Path(path), threads, cache_mb)
+        return cls(find_model(cls.task, path), threads, cache_mb)
 
     def score(self, query: str, titles: Sequence[str]) -> NDArray[np.float32]:
         """Logits (n,) of n titles; higher is better, and only their order has a meaning.
@@ -124,12 +134,13 @@ class PassageReranker(_Reranker):
     ) -> PassageReranker:
         """Load a model folder; None is the shipped model, `threads` None all usable cores.
 
+        A name such as "small" is a shipped model of that name, where there is no such folder.
         `cache_mb` megabytes at most are kept of what the model's lower layers, which do not see
         the query, make of passages; scores are the same with and without.
 
         Raises FileNotFoundError or ValueError where the folder holds no passage model.
         """
-        return cls(SHIPPED / "passage" if path is None else Path(path), threads, cache_mb)
+        return cls(find_model(cls.task, path), threads, cache_mb)
 
     def score(
         self, query: str, titles: Sequence[str], passages: Sequence[str]
