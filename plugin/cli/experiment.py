@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     experiments = typer.Typer(help="Compare ways to train.", no_args_is_help=True)
     experiments.command("sigmoid-trick")(sigmoid_trick)
+    experiments.command("pairwise")(pairwise)
     experiments.command("joint")(joint)
     app.add_typer(experiments, name="experiment")
 
@@ -51,7 +52,7 @@ def sigmoid_trick(
         list[float] | None,
         typer.Option(min=0.0, max=1.0, help="Shares of wrong positives (0, 0.1, 0.2, 0.4)."),
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Of the Sigmoid Trick.")] = 2.0,
+    temperature: Annotated[float, typer.Option(help="Of the Sigmoid Trick.")] = 4.0,
     margin: Annotated[float, typer.Option(help="Of the Sigmoid Trick.")] = 0.0,
     every: Every = 1,
     choosing: Choosing = False,
@@ -77,6 +78,33 @@ def sigmoid_trick(
     ]
     run_arms(arms, folder, out, every, choosing)
     show(out, "softmax", "sigmoid-trick")
+
+
+def pairwise(
+    out: Out,
+    data: Data = None,
+    prepared: Prepared = None,
+    config: Config = None,
+    seeds: Seeds = 1,
+    every: Every = 1,
+    titles: Annotated[int, typer.Option(min=1, help="Titles that are scored and timed.")] = 100,
+) -> None:
+    """Compare ETR with an ordinary pairwise cross-encoder on titles, in quality and time."""
+    needs_torch()
+    from reranker.training import experiments, pairwise
+
+    recipe, folder = start(config, "pairwise", data, prepared, out)
+    arms = pairwise.pairwise_arms(recipe, range(seeds))
+    experiments.run_arms(arms, folder, out, every, measuring=pairwise.measure_and_export(folder))
+    show(out, pairwise.PAIR, pairwise.BROADCAST)
+    exported = {arm.name: out / arm.folder / "model" for arm in arms[:2]}
+    times = pairwise.time_models(exported, folder, recipe, titles)
+    experiments.write_json(out / "times.json", {"titles": titles, "milliseconds": times})
+    ratio = times[pairwise.PAIR] / times[pairwise.BROADCAST]
+    Console(soft_wrap=True, highlight=False).print(
+        f"{titles} titles, int8, one thread, CPU time: pairwise {times[pairwise.PAIR]:.1f} ms, "
+        f"broadcast {times[pairwise.BROADCAST]:.1f} ms, {ratio:.1f} times less"
+    )
 
 
 def joint(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,46 @@ def draw_depths(path: Path, points: Sequence[DepthPoint], measure: str, title: s
     left.set_ylabel(measure)
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
+
+
+def draw_curves(path: Path, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw trainings' logs: loss, smoothed, and dev quality against steps.
+
+    A log's lines hold `step` and `loss`, and where the dev split was looked at `alone`, `fused`
+    and `first`. Raises ImportError without matplotlib, ValueError without a line.
+    """
+    if not any(logs.values()):
+        raise ValueError("There is nothing to draw: no step was logged yet.")
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure: Any = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for number, (name, lines) in enumerate(logs.items()):
+        colour = f"C{number}"
+        steps = [line["step"] for line in lines]
+        left.plot(steps, smooth([line["loss"] for line in lines]), color=colour, label=name)
+        looked = [line for line in lines if "fused" in line]
+        for key, style in (("alone", "--"), ("fused", "-"), ("first", ":")):
+            values = [line[key] for line in looked]
+            places = [line["step"] for line in looked]
+            right.plot(places, values, style, marker=".", color=colour, label=f"{name}: {key}")
+    left.set_ylabel("loss")
+    right.set_ylabel("dev quality (mean reciprocal rank)")
+    for axes in (left, right):
+        axes.set_xlabel("steps")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """An exponential moving average without a start that counts too much; gaps stay out of it."""
+    total, mass, found = 0.0, 0.0, []
+    for value in values:
+        if math.isfinite(value):
+            total, mass = weight * total + (1 - weight) * value, weight * mass + 1 - weight
+        found.append(total / mass if mass else math.nan)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -113,6 +114,9 @@ class Recipe(_Strict):
     task: Literal["title", "passage"]
     architecture: Literal["broadcast", "pair"] = "broadcast"
     backbone: str = DEFAULT_BACKBONE
+    # A training's folder, or a model folder of the broadcast architecture, whose weights the
+    # network starts from; `model` is then that folder's.
+    start: str | None = None
     model: dict[str, Any] = {}  # changes to the architecture's configuration
     data: DataConfig
     lists: ListConfig = ListConfig()
@@ -180,3 +184,27 @@ def read_recipe(path: Path) -> Recipe:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{path}: {where}: {first['msg']}.") from None
+
+
+def as_toml(recipe: Recipe) -> str:
+    """A recipe as the text of a file that `read_recipe` reads."""
+    return _table(recipe.model_dump(mode="json", exclude_defaults=True))
+
+
+def _table(values: dict[str, Any]) -> str:
+    """TOML with one key a line; JSON's strings, numbers and lists are TOML's too."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    lines = [f"{key} = {_value(value)}" for key, value in plain.items() if value is not None]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", _table(value)]
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, dict):
+        pairs = (f"{key} = {_value(item)}" for key, item in value.items() if item is not None)
+        return f"{{ {', '.join(pairs)} }}"
+    return json.dumps(value, ensure_ascii=False)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from reranker.models.backbone import load_backbone
+from reranker.training.config import as_toml
 from reranker.training.loop import load_data, reciprocal_ranks, train
-from reranker.training.start import new_model
+from reranker.training.start import load_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,7 +77,7 @@ def run_arms(
     dev: Sequence[int] = ()
     for number, arm in enumerate(arms, start=1):
         folder = out / arm.folder
-        made_by = {"recipe": arm.recipe.model_dump(mode="json"), "noise": arm.noise}
+        made_by = {"recipe": as_toml(arm.recipe), "noise": arm.noise}
         kept = folder / "arm.json"
         if kept.exists() and json.loads(kept.read_text("utf-8")) != made_by:
             raise ValueError(f"{folder} was made with other settings; give another --out")
@@ -125,10 +126,8 @@ def with_noise(items: Sequence[Example], share: float, seed: int) -> Iterator[Ex
 
 def measure(recipe: Recipe, folder: Path, data: Data, dev: Sequence[int]) -> dict[str, Any]:
     """Reciprocal ranks `first`, `alone` and `fused` after the last step, of the sample's `dev`."""
-    backbone = load_backbone(recipe.backbone)
-    model = new_model(recipe, backbone.state, backbone.config)
+    model = load_state(recipe, folder / "checkpoint.pt")
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    model.load_state_dict(state["model"])
     items, queries = [data.dev[i] for i in dev], [data.dev_queries[i] for i in dev]
     first_stage = float(state["first_stage"])
     values = reciprocal_ranks(recipe, model, first_stage, items, queries, data.texts, depth=20)

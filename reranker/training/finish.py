@@ -51,8 +51,22 @@ def export_trained(
 ) -> None:
     """Write a training's result as a model folder for serving."""
     recipe, model = load_trained(folder, blend)
+    export_model(recipe, model, folder, out, name, precision, blend)
+    shutil.copyfile(folder / "trained-on.npy", out / "trained-on.npy")
+
+
+def export_model(
+    recipe: Recipe,
+    model: Model,
+    prepared: Path,
+    out: Path,
+    name: str,
+    precision: Precision = "int8",
+    blend: float = 1.0,
+) -> None:
+    """Write a network as a model folder; `prepared` holds `dev` examples to measure it on."""
     backbone = load_backbone(recipe.backbone)
-    lists = dev_lists(recipe, folder, backbone.tokenizer_json)
+    lists = dev_lists(recipe, prepared, backbone.tokenizer_json)
     cut = -(-3 * len(lists) // 5)
     measured, checked = lists[:cut], lists[cut:] or lists
     dual = recipe.task == "passage" and has_dual(model)
@@ -72,7 +86,6 @@ def export_trained(
     path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     config["kendall_tau"] = round(agreement(model, out, checked), 4)
     path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    shutil.copyfile(folder / "trained-on.npy", out / "trained-on.npy")
 
 
 List = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,7 +73,7 @@ def train(
     `folder` holds what `prepare` wrote, unless `data` is given. Returns the path of the best
     weights on the dev split.
     """
-    processes = PartialState()
+    processes = find_processes()
     device, team = processes.device, processes.num_processes
     if recipe.queries_per_step % team:
         raise ValueError(
@@ -213,6 +214,12 @@ def train(
             save()
     processes.wait_for_everyone()
     return folder / "best.pt"
+
+
+def find_processes() -> PartialState:
+    """The processes that share the training, and this one's device; one where nothing says more."""
+    wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return PartialState(cpu=wanted or not torch.accelerator.is_available())
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> Model | None:

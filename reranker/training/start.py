@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from reranker.models.backbone import load_backbone
 from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.pair import PairEncoder
+from reranker.models.restore import restore
 from reranker.training.config import read_recipe
 
 if TYPE_CHECKING:
@@ -24,8 +26,10 @@ Model = BroadcastEncoder | PairEncoder
 def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) -> Model:
     """The untrained network of a recipe, started from the backbone's weights.
 
-    Where the recipe names a teacher's layers, it starts from those.
+    Where the recipe names a start, or a teacher's layers, it starts from those.
     """
+    if recipe.start is not None:
+        return started(Path(recipe.start), recipe)
     broadcast = from_bert(state, bert, **recipe.model)
     model = broadcast if recipe.architecture == "broadcast" else PairEncoder(broadcast)
     taught_by = recipe.taught_by
@@ -34,6 +38,40 @@ def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) ->
         if not isinstance(model, BroadcastEncoder) or not isinstance(teacher, BroadcastEncoder):
             raise ValueError("a network can take layers of a teacher of the broadcast architecture")
         model.load_state_dict(some_layers(teacher.state_dict(), taught_by.layers, model))
+    return model
+
+
+def load_state(recipe: Recipe, path: Path) -> Model:
+    """A recipe's network with the weights of a checkpoint, ready to score."""
+    backbone = load_backbone(recipe.backbone)
+    model = new_model(recipe, backbone.state, backbone.config)
+    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["model"])
+    return model.eval()
+
+
+def started(folder: Path, recipe: Recipe) -> Model:
+    """The network of a training's folder or of a model folder, to be trained further.
+
+    Raises ValueError where that is of another kind than the recipe's.
+    """
+    if (folder / "recipe.toml").is_file():
+        theirs, model = load_trained(folder)
+        task = theirs.task
+        backbone = theirs.backbone
+    else:
+        path = folder / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} is neither a training's folder nor a model folder: nothing to start from"
+            )
+        config = json.loads(path.read_text("utf-8"))
+        task, backbone = config["task"], config["backbone"]
+        model = restore(folder, backbone)
+    if (task, backbone) != (recipe.task, recipe.backbone):
+        raise ValueError(
+            f"{folder} is a {task} model on {backbone}; the recipe is for a {recipe.task} model "
+            f"on {recipe.backbone}"
+        )
     return model
 
 
@@ -48,6 +86,8 @@ def load_trained(folder: Path, blend: float = 1.0) -> tuple[Recipe, Model]:
     backbone = load_backbone(recipe.backbone)
     model = new_model(recipe, backbone.state, backbone.config)
     path = folder / "best.pt"
+    if blend == 0.0:
+        return recipe, model.eval()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train first, with `titlecast train`")
     trained = torch.load(path, weights_only=True)["model"]

@@ -6,7 +6,6 @@ The documents are the running Python's standard library, the queries are the nat
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ import typer
 
 from indexing.records import Document
 from indexing.sources import open_source
+from tests.benchmarks.collection_folder import write_folder
 
 QUERIES = Path(__file__).parents[1] / "data" / "pydoc-queries.tsv"
 
@@ -22,25 +22,8 @@ def main(
     out: Annotated[Path, typer.Argument(help="The BEIR folder to write.")],
 ) -> None:
     """Write corpus, queries and judgements in BEIR's format."""
-    (out / "qrels").mkdir(parents=True, exist_ok=True)
     records = open_source("pydoc").records
-    corpus = [record for record in records if isinstance(record, Document)]
-    known = {document.id for document in corpus}
-    queries, judgements = [], ["query-id\tcorpus-id\tscore"]
-    for number, line in enumerate(QUERIES.read_text("utf-8").splitlines()):
-        text, names = line.split("\t")
-        found = [name for name in names.split(",") if name in known]
-        if not found:
-            typer.echo(f"left out, this Python documents none of {names}: {text}", err=True)
-            continue
-        queries.append({"_id": f"q{number}", "text": text})
-        judgements += [f"q{number}\t{name}\t1" for name in found]
-    documents = [{"_id": d.id, "title": d.title, "text": d.passage} for d in corpus]
-    for name, items in (("corpus", documents), ("queries", queries)):
-        lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
-        (out / f"{name}.jsonl").write_text("".join(lines), "utf-8")
-    (out / "qrels" / "test.tsv").write_text("\n".join(judgements) + "\n", "utf-8")
-    typer.echo(f"{out}: {len(corpus)} documents, {len(queries)} queries")
+    write_folder(out, (r for r in records if isinstance(r, Document)), QUERIES)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,254 @@
+"""Adapting to unjudged documents: made queries, the teacher's grades, restored weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from plugin.cli import adapt as command
+from plugin.cli.options import CommandError
+from reranker import PassageReranker, TitleReranker
+from reranker.evaluation.collections import Document
+from reranker.models.backbone import load_backbone
+from reranker.models.broadcast import BroadcastEncoder, from_bert
+from reranker.models.export import export, measure_ranges
+from reranker.models.restore import restore
+from reranker.training.adapt import prepare_documents, reciprocal_rank
+from reranker.training.config import RECIPES, as_toml, read_recipe
+from reranker.training.examples import load
+from reranker.training.pairs import Made, against_titles, make_queries
+from tests.reranker.conftest import SMALL, WORDS, random_encoder, small_tokenizer, write_model
+
+TEXT = """# Sorting with a heap
+
+A heap is a list that keeps its smallest item first. It is fast.
+
+Reading files
+-------------
+Files are read line by line, and closed at the end.
+"""
+
+
+def test_queries_are_headings_and_sentences_taken_out_of_the_text():
+    document = Document("d", "Heap queue", TEXT)
+    made = make_queries([document], np.random.default_rng(0), most=10)
+    queries = [one.query for one in made]
+    assert set(queries) == {
+        "Sorting with a heap",
+        "Reading files",
+        "A heap is a list that keeps its smallest item first.",
+        "Files are read line by line, and closed at the end.",
+    }
+    for one in made:
+        assert one.document == "d"
+        assert one.query not in one.rest
+    assert len(make_queries([document], np.random.default_rng(0), most=2)) == 2
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        Document("d", "", "A sentence without any title is no pair."),
+        Document("d", "Heap queue", ""),
+        Document("d", "Only the title is here", "only the title is here"),
+        Document("d", "Heap", "Short. Too short. " + "far too long " * 30 + "."),
+    ],
+)
+def test_documents_that_give_no_query(document):
+    assert make_queries([document], np.random.default_rng(0)) == []
+
+
+@given(st.text(max_size=400))
+def test_any_text_gives_queries_or_none(text):
+    for one in make_queries([Document("d", "a title", text)], np.random.default_rng(0), most=9):
+        assert one.query.strip()
+        assert len(one.query.split()) <= 24
+
+
+def corpus(count: int = 60) -> dict[str, Document]:
+    rng = np.random.default_rng(3)
+    found = {}
+    for place in range(count):
+        title = " ".join(rng.choice(WORDS, 2, replace=False)) + f" {place}"
+        body = ". ".join(" ".join(rng.choice(WORDS, 6)).capitalize() for _ in range(3))
+        found[f"d{place}"] = Document(f"d{place}", title, f"{body}.")
+    return found
+
+
+def test_an_answer_is_no_candidate_and_a_query_without_words_has_some():
+    documents = corpus()
+    made = [Made("merge sorted lists now", "d3", ""), Made("жук xyzzy qwerty", "d4", "")]
+    pool, items = against_titles("s", made, documents, np.random.default_rng(0))
+    assert [pool[item.golds[0]] for item in items] == [documents[d].title for d in ("d3", "d4")]
+    for item in items:
+        assert item.candidates
+        assert item.golds[0] not in item.candidates + item.others
+        assert len(item.candidates) == len(item.first_stage)
+
+
+class Grader:
+    """Takes the passage that shares most words with the query."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, list[str]]] = []
+
+    def score(self, query: str, titles: list[str], passages: list[str]) -> np.ndarray:
+        self.seen.append((query, passages))
+        words = set(query.lower().split())
+        return np.array([len(words & set(p.lower().split())) for p in passages], dtype=np.float32)
+
+
+def test_the_teacher_reads_the_document_without_the_query(tmp_path):
+    grader = Grader()
+    prepare_documents(corpus(), tmp_path, grader, depth=5)  # type: ignore[arg-type]
+    assert grader.seen
+    assert all(query not in passages[0] for query, passages in grader.seen)
+    pool, train = load(tmp_path / "train")
+    _, dev = load(tmp_path / "dev")
+    assert not {item.query for item in train} & {item.query for item in dev}
+    titles = [{pool[g] for item in side for g in item.golds} for side in (train, dev)]
+    assert not titles[0] & titles[1]  # whole documents are held back
+    for item in train + dev:
+        assert len(item.taught) == len(item.golds) + len(item.candidates)
+        graded = [score is not None for score in item.taught]
+        assert graded == [place < 6 for place in range(len(graded))]
+
+
+def test_too_few_documents_are_named(tmp_path):
+    with pytest.raises(ValueError, match="give more documents"):
+        prepare_documents({"a": Document("a", "Title", "")}, tmp_path, None)
+
+
+def shaken(backbone: Path, **changes: object) -> BroadcastEncoder:
+    found = load_backbone(str(backbone))
+    model = from_bert(found.state, found.config, **changes)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("types"):
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        # As in training, layers that never see the query keep their bias.
+        model.query_bias[: model.config.first_query_layer] = model.config.query_bias
+    return model.eval()
+
+
+def lists(count: int = 12) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for width in range(4, 4 + count):
+        ids = torch.randint(4, 36, (6, width), generator=generator)
+        query = torch.randint(4, 36, (1, 3 + width % 5), generator=generator)
+        found.append((query, ids, torch.ones_like(ids, dtype=torch.bool)))
+    return found
+
+
+@pytest.mark.parametrize("start", ["bi-encoder", "scratch"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_exported_network_comes_back(backbone, tmp_path, precision, start):
+    model = shaken(backbone, first_query_layer=0 if start == "scratch" else 1, start=start)
+    ranges = measure_ranges(model, lists()) if precision == "int8" else None
+    export(model, tmp_path, precision, ranges)
+    again = restore(tmp_path, str(backbone))
+    assert again.config == model.config
+    for query, ids, mask in lists():
+        seen = torch.ones_like(query, dtype=torch.bool)
+        with torch.no_grad():
+            wanted = model.score(model.encode_query(query, seen), ids, mask)
+            got = again.score(again.encode_query(query, seen), ids, mask)
+        spread = float(wanted.std()) + 1e-3
+        within = 1e-4 if precision == "fp32" else 0.25
+        assert float((wanted - got).abs().max()) < within * spread
+
+
+def test_what_cannot_be_restored_is_named(backbone, tmp_path):
+    with pytest.raises(FileNotFoundError, match="titlecast export"):
+        restore(tmp_path, str(backbone))
+    write_model(tmp_path, "title", random_encoder(SMALL))
+    with pytest.raises(ValueError, match="does not fit the backbone"):
+        restore(tmp_path, str(backbone))
+
+
+def test_a_recipe_is_written_as_it_was_read(tmp_path):
+    for path in sorted(RECIPES.rglob("*.toml")):
+        recipe = read_recipe(path)
+        (tmp_path / "r.toml").write_text(as_toml(recipe), "utf-8")
+        assert read_recipe(tmp_path / "r.toml") == recipe
+
+
+def test_reciprocal_rank_by_hand():
+    assert reciprocal_rank(np.array([2.0, 3.0, 2.0, 1.0]), 1) == pytest.approx(1 / 3)
+    assert reciprocal_rank(np.array([2.0, 3.0, 2.0, 1.0]), 2) == 1.0
+
+
+def run(*arguments: object) -> str:
+    app = typer.Typer()
+    command.register(app)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.output
+
+
+@pytest.fixture
+def start(backbone, tmp_path) -> Path:
+    """A small title model's folder as it is shipped: int8, with its backbone named."""
+    model = shaken(backbone, first_query_layer=1)
+    folder = tmp_path / "start"
+    export(model, folder, "int8", measure_ranges(model, lists()))
+    (folder / "tokenizer.json").write_text(small_tokenizer(), "utf-8")
+    limits = {"max_query_tokens": 24, "max_text_tokens": 12}
+    config = {"name": "s", "task": "title", "architecture": "broadcast", "backbone": str(backbone)}
+    (folder / "config.json").write_text(json.dumps(config | limits), "utf-8")
+    return folder
+
+
+def test_a_file_of_documents_makes_an_adapted_model(backbone, start, tmp_path, monkeypatch):
+    documents = corpus()
+    lines = [
+        json.dumps({"_id": d.id, "title": d.title, "text": d.text}) for d in documents.values()
+    ]
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines), "utf-8")
+    guard = tmp_path / "guard"
+    (guard / "qrels").mkdir(parents=True)
+    (guard / "corpus.jsonl").write_text("\n".join(lines), "utf-8")
+    (guard / "queries.jsonl").write_text('{"_id": "q", "text": "merge lists"}\n', "utf-8")
+    (guard / "qrels/test.tsv").write_text("q\td3\t1\n", "utf-8")
+    text = (RECIPES / "adapt.toml").read_text("utf-8")
+    text = text.replace('task = "title"', f'task = "title"\nbackbone = "{backbone}"')
+    for old, new in (("steps = 150", "steps = 4"), ("_layers = 2", "_layers = 1")):
+        text = text.replace(old, new)
+    (tmp_path / "r.toml").write_text(text, "utf-8")
+    monkeypatch.setattr(PassageReranker, "load", lambda *_, **__: Grader())
+    arguments = ["--jsonl", tmp_path / "docs.jsonl", "--out", tmp_path / "out", "--start", start]
+    arguments += ["--config", tmp_path / "r.toml", "--guard", guard, "--threads", 1]
+    said = run(*arguments, "--name", "mine")
+    assert "held-back" in said
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert {"held-back documents", "guard", "guard, with BM25"} == set(report)
+    for both in report.values():
+        assert all(0 <= v["low"] <= v["mean"] <= v["high"] <= 1 for v in both.values())
+    model = TitleReranker.load(tmp_path / "out/model", threads=1)
+    assert model.name == "mine"
+    assert not np.array_equal(
+        model.score("merge lists", ["heap queue", "merge sorted lists"]),
+        TitleReranker.load(tmp_path / "out/before", threads=1).score(
+            "merge lists", ["heap queue", "merge sorted lists"]
+        ),
+    )
+    assert run(*arguments, "--name", "mine") == said  # resumed: nothing is left to do
+    other = [*arguments[:4], "--start", backbone, *arguments[6:]]
+    with pytest.raises(CommandError, match="another adaptation"):
+        run(*other)
+
+
+def test_one_source_of_documents_is_asked_for(tmp_path):
+    with pytest.raises(CommandError, match="either --index or --jsonl"):
+        run("--out", tmp_path)

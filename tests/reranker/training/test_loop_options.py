@@ -1,0 +1,316 @@
+"""What a recipe can ask of the loop: early stop, mining, teachers, keeping, bf16, teams."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reranker.models.backbone import load_backbone
+from reranker.training import losses
+from reranker.training.config import Recipe
+from reranker.training.examples import Example, load
+from reranker.training.keep import Keeper
+from reranker.training.lists import draw_list, make_batch
+from reranker.training.loop import (
+    dev_sample,
+    find_processes,
+    list_logits,
+    load_data,
+    teach,
+    train,
+)
+from reranker.training.mining import Miner
+from reranker.training.start import load_trained, new_model, some_layers
+from tests.reranker.training.conftest import prepared, recipe_text, records
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "checkpoint.pt", weights_only=True)[
+        "model"
+    ]
+    return state
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], within: float = 0.0) -> bool:
+    return one.keys() == two.keys() and all(
+        torch.allclose(value, two[name], rtol=0, atol=within) for name, value in one.items()
+    )
+
+
+def test_training_stops_where_nothing_gets_better(data, backbone, tmp_path):
+    text = recipe_text("title", backbone, patience="2", learning_rate="1e-12")
+    text = text.replace("steps = 12", "steps = 40").replace("check_every = 4", "check_every = 2")
+    changes = "bias_learning_rate = 1e-12\nhead_learning_rate = 1e-12\n[data]"
+    recipe = prepared(tmp_path, data, text.replace("[data]", changes))
+    # Equal quality counts as better (the later weights have seen more), so make it get worse.
+    train(recipe, tmp_path, stop_at=2)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save(state | {"best": 2.0}, tmp_path / "checkpoint.pt")
+    train(recipe, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
+    train(recipe, tmp_path)  # and does not go on when it is asked again
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 6
+
+
+def test_a_dev_sample_has_as_many_of_every_source():
+    recipe = Recipe.model_validate(
+        {"task": "title", "data": {"sources": [{"path": "x"}]}, "check_queries": 20}
+    )
+    items = [
+        Example(source, f"{source} {i}", [0], [1], [0.0], [0.0])
+        for source, count in (("large", 100), ("middle", 30), ("small", 4))
+        for i in range(count)
+    ]
+    sources = [item.source for item in dev_sample(items, recipe)]
+    assert {name: sources.count(name) for name in set(sources)} == {
+        "large": 8,
+        "middle": 8,
+        "small": 4,
+    }
+
+
+def test_mined_negatives_are_those_the_model_ranks_first(data, backbone, tmp_path):
+    text = recipe_text("title", backbone) + "mined = 3\nremine_every = 2\nhead = 5\n"
+    recipe = prepared(tmp_path, data, text)
+    found = load_backbone(recipe.backbone)
+    loaded = load_data(recipe, tmp_path, found)
+    model = new_model(recipe, found.state, found.config).eval()
+    miner = Miner(recipe, loaded.items, loaded.texts, loaded.queries)
+    miner.advance(0, model, find_processes())
+    assert 0 < len(miner.hardest) <= 2 * recipe.queries_per_step
+    for place, hardest in miner.hardest.items():
+        item = loaded.items[place]
+        query = torch.from_numpy(loaded.queries[place].astype(np.int64))[None]
+        read = model.encode_query(query, torch.ones_like(query, dtype=torch.bool))
+        scores = {}
+        with torch.no_grad():
+            for text_place in {*item.candidates, *item.others}:
+                ids = torch.from_numpy(loaded.texts[text_place].astype(np.int64))[None]
+                mask = torch.ones_like(ids, dtype=torch.bool)
+                scores[text_place] = float(model.score(read, ids, mask))
+        assert not set(hardest) & set(item.golds)
+        best = sorted(scores.values(), reverse=True)[:5]
+        assert [scores[t] for t in hardest] == pytest.approx(best, abs=1e-4)
+        texts, _ = draw_list(
+            item, recipe.lists, len(loaded.pool), np.random.default_rng(0), hardest
+        )
+        assert len(set(texts) & set(hardest)) >= 3
+    before = dict(miner.hardest)
+    miner.advance(1, model, find_processes())
+    assert miner.hardest == before
+
+
+@pytest.mark.parametrize("kind", ["mined", "keep", "bf16"])
+def test_every_option_resumes_bit_for_bit(data, backbone, tmp_path, kind):
+    text = recipe_text("title", backbone, **({"precision": '"bf16"'} if kind == "bf16" else {}))
+    if kind == "mined":
+        text += "mined = 3\nremine_every = 4\n"
+    if kind == "keep":
+        text += '[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\n'
+    recipe = prepared(tmp_path / "one", data, text)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    train(recipe, tmp_path / "one", stop_at=8)
+    for stop in (3, 8):
+        train(recipe, tmp_path / "two", stop_at=stop)
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    plain = prepared(tmp_path / "plain", data, recipe_text("title", backbone))
+    train(plain, tmp_path / "plain", stop_at=8)
+    assert not same(weights(tmp_path / "plain"), weights(tmp_path / "one"))  # it does something
+
+
+def test_what_is_kept_are_the_bi_encoder_s_scores(data, backbone, tmp_path):
+    text = recipe_text("title", backbone) + '[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\n'
+    recipe = prepared(tmp_path, data, text)
+    _, items = load(tmp_path / "keep")
+    assert items
+    found = load_backbone(recipe.backbone)
+    keeper = Keeper(recipe, tmp_path, found, torch.device("cpu"))
+    batch, scores = keeper.draw(3, find_processes())
+    model = new_model(recipe, found.state, found.config).eval()
+    with torch.no_grad():
+        model.query_bias.fill_(-1e4)  # texts that do not see the query: a bi-encoder
+        read = model.encode_query(batch.query_ids, batch.query_mask)
+        for chunk in batch.chunks:
+            wanted = model.score(read, chunk.ids, chunk.mask, chunk.owner)
+            got = scores.flatten()[chunk.place]
+            assert torch.allclose(wanted, got, atol=1e-4)
+    again, _ = keeper.draw(3, find_processes())
+    assert torch.equal(batch.query_ids, again.query_ids)
+
+
+def test_keeping_pulls_towards_the_start(data, backbone, tmp_path):
+    moved = {}
+    for weight in (0.1, 50.0):
+        text = recipe_text("title", backbone, learning_rate="1e-3")
+        text += f'[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\nweight = {weight}\n'
+        folder = tmp_path / str(weight)
+        recipe = prepared(folder, data, text)
+        train(recipe, folder)
+        found = load_backbone(recipe.backbone)
+        keeper = Keeper(recipe, folder, found, torch.device("cpu"))
+        model = new_model(recipe, found.state, found.config).eval()
+        model.load_state_dict(weights(folder))
+        total = 0.0
+        with torch.no_grad():
+            for draw in range(6):
+                batch, before = keeper.draw(draw, find_processes())
+                read = model.encode_query(batch.query_ids, batch.query_mask)
+                now = torch.zeros_like(before).flatten()
+                for chunk in batch.chunks:
+                    now[chunk.place] = model.score(read, chunk.ids, chunk.mask, chunk.owner)
+                now = now.view(before.shape)
+                total += float(losses.dynamic_distillation(before, now, batch.valid))
+        moved[weight] = total
+    assert moved[50.0] < moved[0.1]
+
+
+@pytest.fixture(scope="module")
+def teacher(data, backbone, tmp_path_factory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("teacher")
+    recipe = prepared(folder, data, recipe_text("title", backbone))
+    train(recipe, folder, stop_at=4)
+    return folder
+
+
+def test_a_student_starts_as_its_teacher_s_layers(data, backbone, teacher, tmp_path):
+    text = recipe_text("title", backbone).replace("[data]", "[model]\nlayers = 1\n[data]")
+    text += f'[taught_by]\nfolder = "{teacher}"\nlayers = [1]\n'
+    recipe = prepared(tmp_path, data, text)
+    found = load_backbone(recipe.backbone)
+    student = new_model(recipe, found.state, found.config).state_dict()
+    _, model = load_trained(teacher)
+    theirs = model.state_dict()
+    assert torch.equal(student["layers.0.up.weight"], theirs["layers.1.up.weight"])
+    assert torch.equal(student["query_bias"], theirs["query_bias"][[1]])
+    assert torch.equal(student["words.weight"], theirs["words.weight"])
+    with pytest.raises(ValueError, match="one for each"):
+        some_layers(theirs, [0, 2], model)
+    train(recipe, tmp_path, stop_at=4)
+    assert not torch.equal(weights(tmp_path)["layers.0.up.weight"], student["layers.0.up.weight"])
+
+
+def test_a_student_comes_to_score_like_its_teacher(data, backbone, teacher, tmp_path):
+    distance = {}
+    for weight in (0.0, 20.0):
+        folder = tmp_path / str(weight)
+        text = recipe_text("title", backbone, learning_rate="3e-3", with_first_stage="0.0")
+        text = text.replace("[data]", "[model]\nlayers = 1\n[data]")
+        text += f'[taught_by]\nfolder = "{teacher}"\nweight = {weight}\n'
+        recipe = prepared(folder, data, text)
+        train(recipe, folder)
+        loaded = load_data(recipe, folder, load_backbone(recipe.backbone))
+        _, master = load_trained(teacher)
+        _, student = load_trained(folder)
+        total = 0.0
+        for item in loaded.dev:
+            lists = [([*item.golds, *item.candidates], [0.0] * 99)]
+            lists = [(texts, scores[: len(texts)]) for texts, scores in lists]
+            place = loaded.dev.index(item)
+            batch = make_batch([loaded.dev_queries[place]], lists, [set()], loaded.texts, 2)
+            with torch.no_grad():
+                theirs, ours = list_logits(master, batch), list_logits(student, batch)
+            total += float(losses.dynamic_distillation(theirs, ours, batch.valid))
+        distance[weight] = total
+    assert distance[20.0] < 0.8 * distance[0.0]
+
+
+def test_scores_that_examples_carry_are_found_by_text():
+    item = Example("s", "q", [7], [3, 4], [1.0, 0.0], [2.0], taught=[5.0, None, 1.5])
+
+    class Lists:
+        valid = torch.tensor([[True, True, True], [True, True, False]])
+
+    other = Example("s", "q", [1], [2], [0.0], [0.0])
+    lists = [([7, 4, 3], [0.0] * 3), ([1, 2], [0.0] * 2)]
+    scores = teach(None, Lists(), [item, other], lists)  # type: ignore[arg-type]
+    assert scores is not None
+    assert scores[0, :2].tolist() == [5.0, 1.5]
+    assert scores[0, 2].isnan()
+    assert scores[1].isnan().all()
+    assert teach(None, Lists(), [other, other], lists) is None  # type: ignore[arg-type]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_two_processes_train_what_one_does(data, backbone, tmp_path):
+    text = recipe_text("title", backbone, with_first_stage="1.0")
+    text = text.replace("queries_per_step = 2", "queries_per_step = 4")
+    text += "mined = 2\nremine_every = 2\n"  # one gold text a list: every list counts the same
+    recipe = prepared(tmp_path / "one", data, text)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    train(recipe, tmp_path / "one", stop_at=4)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from reranker.training.config import read_recipe\n"
+        "from reranker.training.loop import train\n"
+        "folder = Path(sys.argv[1])\n"
+        "train(read_recipe(folder / 'recipe.toml'), folder, stop_at=4)\n"
+        "import torch.distributed\n"
+        "assert torch.distributed.get_world_size() == 2\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(["", *sys.path]).strip(os.pathsep),
+    }
+    team = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "two")],
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in team]
+    finally:
+        for process in team:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in team] == [0, 0], said
+    # Sums in another order: the same to float tolerance, not to the bit.
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"), within=2e-4)
+    assert len(records(tmp_path / "two/log.jsonl")) == len(records(tmp_path / "one/log.jsonl"))
+
+
+def test_uneven_shares_are_refused(data, backbone, tmp_path, monkeypatch):
+    recipe = prepared(tmp_path, data, recipe_text("title", backbone))
+    monkeypatch.setattr(
+        "reranker.training.loop.find_processes",
+        lambda: type("Three", (), {"device": torch.device("cpu"), "num_processes": 3})(),
+    )
+    with pytest.raises(ValueError, match="cannot share"):
+        train(recipe, tmp_path)
+
+
+def test_settings_that_exclude_each_other_are_refused():
+    sources = {"sources": [{"path": "x"}]}
+    with pytest.raises(ValueError, match="stored scores"):
+        Recipe.model_validate({"task": "title", "data": sources, "augment": {}, "taught_by": {}})
+    keep = {"corpora": ["x"]}
+    with pytest.raises(ValueError, match="keep needs a title model"):
+        Recipe.model_validate({"task": "passage", "data": sources, "keep": keep})
+    assert json.loads(Recipe.model_validate({"task": "title", "data": sources}).model_dump_json())
