@@ -24,7 +24,7 @@ app = typer.Typer(
 # Every module adds its own commands: `register(app)`.
 _MODULES = (
     *("node", "serve", "tune", "index", "pipeline", "search", "demo"),
-    *("train", "adapt", "experiment", "evaluate"),
+    *("train", "curves", "adapt", "experiment", "evaluate"),
 )
 
 
