@@ -58,6 +58,7 @@ class ListConfig(_Strict):
     random: int = Field(default=0, ge=0)  # from the whole pool; the rest from the window
     mined: int = Field(default=0, ge=0)  # from the head of the model's own ranking of all these
     remine_every: int = Field(default=200, ge=1)  # steps between two such rankings
+    query_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of a query's tokens left out
     max_query_tokens: int = Field(default=48, ge=8)
     max_text_tokens: int = Field(default=32, ge=8)
 

@@ -94,6 +94,16 @@ def draw_examples(count: int, size: int, step: int, seed: int) -> list[int]:
     return chosen
 
 
+def drop_tokens(row: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """A query's ids without a random share of its tokens; the first and the last one stay."""
+    if share == 0:
+        return row
+    kept = rng.random(len(row)) >= share
+    kept[[0, -1]] = True
+    out: np.ndarray = row[kept]
+    return out if len(out) > 2 else row
+
+
 def draw_list(
     item: Example,
     config: ListConfig,
@@ -136,7 +146,7 @@ def make_batch(
     queries: Sequence[np.ndarray],
     lists: Sequence[tuple[list[int], list[float]]],
     golds: Sequence[set[int]],
-    tokens: Tokens,
+    tokens: Tokens | Sequence[np.ndarray],
     chunks: int,
 ) -> Batch:
     """Put lists together: queries' ids, texts by place in `tokens`, gold texts by place."""

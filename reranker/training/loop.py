@@ -38,6 +38,7 @@ from reranker.training.lists import (
     Tokens,
     draw_examples,
     draw_list,
+    drop_tokens,
     make_batch,
 )
 from reranker.training.mining import Miner
@@ -145,6 +146,7 @@ def train(
             asked, golds = [queries[i] for i in chosen], [set(items[i].golds) for i in chosen]
             if augmenter:
                 augmenter.replace(rng, asked, lists, golds)
+            asked = [drop_tokens(row, recipe.lists.query_dropout, rng) for row in asked]
             added = torch.from_numpy(rng.random(len(chosen)) < recipe.with_first_stage)
             mine = slice(processes.process_index, None, team)  # this process's share
             batch = make_batch(

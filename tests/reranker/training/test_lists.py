@@ -9,7 +9,13 @@ from tokenizers import Tokenizer
 
 from reranker.training.config import ListConfig
 from reranker.training.examples import example
-from reranker.training.lists import Tokens, draw_examples, draw_list, make_batch
+from reranker.training.lists import (
+    Tokens,
+    draw_examples,
+    draw_list,
+    drop_tokens,
+    make_batch,
+)
 from reranker.training.prepare import times
 from tests.reranker.conftest import small_tokenizer
 
@@ -93,3 +99,21 @@ def test_a_batch_holds_every_text_at_its_place():
             assert ids[mask].tolist() == tokens[flat[place]].tolist()
     assert max(len(tokens[i]) for i in range(5)) == 6  # cut, with its closing token kept
     assert tokens[1][-1] == 3
+
+
+@given(length=st.integers(2, 30), share=st.floats(0.0, 0.95), seed=st.integers(0, 99))
+def test_a_query_loses_a_share_of_its_tokens_and_never_all(length, share, seed):
+    row = np.arange(length)
+    kept = drop_tokens(row, share, np.random.default_rng(seed))
+    assert kept[0] == 0
+    assert kept[-1] == length - 1
+    assert list(kept) == sorted(set(kept.tolist()))
+    assert len(kept) >= min(length, 3)
+    if share == 0:
+        assert kept is row
+
+
+def test_the_share_that_is_dropped_is_the_share_asked_for():
+    rng = np.random.default_rng(0)
+    lengths = [len(drop_tokens(np.arange(42), 0.25, rng)) - 2 for _ in range(300)]
+    assert 0.72 < np.mean(lengths) / 40 < 0.78
