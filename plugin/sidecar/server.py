@@ -161,8 +161,8 @@ def limited_protocol(settings: Settings) -> type[H11Protocol]:
                 headers=[(b"content-type", b"application/json"), (b"connection", b"close")],
             )
             data = h11.Data(data=body.model_dump_json().encode())
-            for event in (head, data, h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
+            events = (head, data, h11.EndOfMessage())
+            self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
             self.transport.close()
 
         def _await_head(self) -> None:

@@ -8,24 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugin.sidecar.app import build_app
-from plugin.sidecar.protocol import ErrorResponse, RerankRequest, RerankResponse
+from plugin.sidecar.protocol import RerankRequest, RerankResponse
 from plugin.sidecar.settings import load_settings
-from reranker import Cascade, Hit, RankedHit, RerankResult, StageReport
-from reranker.cascade import Cancelled
-from tests import servers
+from reranker import Cascade, Hit, RankedHit, RerankResult
+from tests.plugin.sidecar.fakes import Gated, background, search, sentence, serving, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 CONTRACT = REPOSITORY / "tests" / "contract"
@@ -35,18 +32,6 @@ JSON = {"content-type": "application/json"}
 @pytest.fixture(scope="session")
 def cascade() -> Cascade:
     return Cascade.load(threads=1)
-
-
-@contextlib.contextmanager
-def serving(app: FastAPI) -> Iterator[httpx.Client]:
-    """A real server on a free port, and a client of it."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with (
-            servers.serving(app, listener, timeout_graceful_shutdown=5),
-            httpx.Client(base_url=url, timeout=120, trust_env=False) as client,
-        ):
-            yield client
 
 
 @pytest.fixture(scope="module")
@@ -61,76 +46,6 @@ def client(cascade: Cascade) -> Iterator[httpx.Client]:
     }
     with serving(build_app(cascade, load_settings(**limits))) as client:
         yield client
-
-
-def search(**fields: Any) -> dict[str, Any]:
-    return {"query": "merge lists", "hits": [{"id": "a", "title": "merge"}], **fields}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
-
-
-def sentence(response: httpx.Response) -> str:
-    """The error of an answer, which is nothing but one sentence."""
-    assert response.headers["content-type"] == "application/json"
-    assert list(response.json()) == ["error"]
-    text = ErrorResponse.model_validate_json(response.content).error
-    assert text
-    assert "\n" not in text
-    return text
-
-
-class Gated:
-    """A reranker that says what it was asked, and holds every search back until it is let go."""
-
-    name = "gated"
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, float | None]] = []
-        self.stopped: list[str] = []
-        self.warm = False
-        self.open = threading.Event()
-
-    def rerank(
-        self,
-        query: str,
-        hits: Sequence[Hit],
-        passage_depth: int = 20,
-        deadline_ms: float | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> RerankResult:
-        if not self.warm:
-            self.warm = True
-            return RerankResult([], [], complete=True)
-        self.asked.append((query, deadline_ms))
-        while not self.open.wait(0.01):
-            if cancelled():
-                self.stopped.append(query)
-                raise Cancelled("the caller is gone")
-        ranked = [
-            RankedHit(hit.id, place, 1 + 1 / (place + 1), hit.score)
-            for place, hit in enumerate(hits)
-        ]
-        return RerankResult(ranked, [StageReport("title", len(hits), 1.0)], complete=True)
-
-
-@contextlib.contextmanager
-def background(client: httpx.Client, *bodies: dict[str, Any]) -> Iterator[list[httpx.Response]]:
-    """Searches on threads of their own; all have been answered once the block is left."""
-    answers: list[httpx.Response] = []
-    threads = [
-        threading.Thread(target=lambda b=body: answers.append(client.post("/rerank", json=b)))
-        for body in bodies
-    ]
-    for thread in threads:
-        thread.start()
-    yield answers
-    for thread in threads:
-        thread.join()
 
 
 # The contract.
