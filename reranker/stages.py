@@ -15,7 +15,7 @@ import numpy as np
 
 from reranker.lru import Cache, CacheUse, through
 from reranker.runtime import load_model
-from reranker.tokens import Encoded, Tokenizer
+from reranker.tokens import Encoded, Tokenizer, Windowed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,14 +160,7 @@ class PassageReranker(_Reranker):
                 "which may be empty, for each passage"
             )
         distinct, back = _distinct(list(zip(titles, passages, strict=True)))
-        windowed = self._tokenizer.windows(
-            # The shape the model was trained on: "title. passage".
-            [f"{title}." if title and passage else title for title, passage in distinct],
-            [passage for _, passage in distinct],
-            limit=self.config["max_passage_tokens"],
-            stride=self.config["stride"],
-            most=self.config["max_windows"],
-        )
+        windowed = through(self._cache, distinct, self._encode, _windowed_bytes)
         rows = [row for item in windowed for row in item.windows]
         owner = np.repeat(np.arange(len(distinct)), [len(item.windows) for item in windowed])
         logits = np.full(len(distinct), -np.inf, dtype=np.float32)
@@ -175,9 +168,23 @@ class PassageReranker(_Reranker):
         cut = np.array([item.truncated for item in windowed], dtype=bool)
         return Scores(logits[back], int(cut[back].sum()), sum(len(row) for row in rows))
 
+    def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[Windowed]:
+        return self._tokenizer.windows(
+            # The shape the model was trained on: "title. passage".
+            [f"{title}." if title and passage else title for title, passage in pairs],
+            [passage for _, passage in pairs],
+            limit=self.config["max_passage_tokens"],
+            stride=self.config["stride"],
+            most=self.config["max_windows"],
+        )
+
 
 def _encoded_bytes(title: str, encoded: Encoded) -> int:
     return sys.getsizeof(title) + sys.getsizeof(encoded) + sys.getsizeof(encoded.ids)
+
+
+def _windowed_bytes(pair: tuple[str, str], windowed: Windowed) -> int:
+    return sum(map(sys.getsizeof, (pair, *pair, windowed, *windowed.windows)))
 
 
 def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.int64]]:

@@ -140,4 +140,6 @@ def test_passages_can_be_kept_too(small_models):
         expected = plain.score(query, ["heap", ""], [body, "merge"])
         found = keeping.score(query, ["heap", ""], [body, "merge"])
         assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
-    assert keeping.cache_use.hits > 0
+    use = keeping.cache_use
+    assert use.misses == use.entries == 2 + 4  # two passages' tokens, the states of 3 + 1 windows
+    assert use.hits == use.misses
