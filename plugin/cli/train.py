@@ -6,14 +6,20 @@ import importlib.util
 import json
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from plugin.cli.options import CommandError
 
-Task = Literal["title", "passage"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reranker.training.config import Recipe
+
+# "joint" is the passage stage's model together with its dual encoder.
+Task = Literal["title", "passage", "joint"]
 Precision = Literal["int8", "fp32"]
 
 
@@ -26,8 +32,12 @@ def register(app: typer.Typer) -> None:
 
 def train(
     task: Annotated[Task, typer.Argument(help="Which stage's model.")],
-    data: Annotated[Path, typer.Option(help="Folder that the recipe's paths start from.")],
-    out: Annotated[Path, typer.Option(help="The training's folder; an earlier one is resumed.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that the recipe's paths start from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The training's folder; an earlier one is resumed.")
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A recipe (TOML). Without: the shipped model's.")
     ] = None,
@@ -37,6 +47,13 @@ def train(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads. Without: all cores.")] = None,
     stop_at: Annotated[int | None, typer.Option(help="Stop after this step; resume later.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")
+    ] = False,
+    teraflops: Annotated[
+        list[float] | None,
+        typer.Option(help="What a machine sustains, for the time in --dry-run (repeatable)."),
+    ] = None,
 ) -> None:
     """Train a model: prepare candidates once, then train, resuming where a training stopped."""
     needs_torch()
@@ -52,10 +69,21 @@ def train(
     logging.getLogger("reranker").setLevel(logging.INFO)
     recipe_path = config or configs.RECIPES / f"{task}.toml"
     recipe = configs.read_recipe(recipe_path)
-    if recipe.task != task:
-        raise CommandError(f"{recipe_path} is a recipe for {recipe.task}s; give one for {task}s")
+    wanted = "passage" if task == "joint" else task
+    if recipe.task != wanted:
+        raise CommandError(f"{recipe_path} is a recipe for {recipe.task}s; give one for {wanted}s")
+    if task == "joint" and not recipe.distillation:
+        raise CommandError(
+            f"{recipe_path} trains no dual encoder: give it `distillation = 1.0`, "
+            "or use `titlecast train passage`"
+        )
     if threads:
         torch.set_num_threads(threads)
+    if dry_run:
+        _say_cost(recipe, teraflops or [])
+        return
+    if data is None or out is None:
+        raise CommandError("give --data, the folder that the recipe's paths start from, and --out")
     kept = out / "recipe.toml"
     if kept.exists() and kept.read_text("utf-8") != recipe_path.read_text("utf-8"):
         raise CommandError(
@@ -67,6 +95,28 @@ def train(
         kept.write_text(recipe_path.read_text("utf-8"), "utf-8")
     best = run(recipe, out, stop_at)
     Console().print(f"best weights so far: {best}")
+
+
+def _say_cost(recipe: Recipe, teraflops: Sequence[float]) -> None:
+    """Print what a training would cost, and its time here and at given speeds."""
+    from reranker.models.backbone import load_backbone
+    from reranker.training.cost import cost_of, measure_speed
+    from reranker.training.start import new_model
+
+    backbone = load_backbone(recipe.backbone)
+    model = new_model(recipe, backbone.state, backbone.config)
+    cost, here = cost_of(recipe, model), measure_speed(recipe, model)
+    texts = recipe.queries_per_step * recipe.accumulate * recipe.lists.size
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(
+        f"{cost.steps:,} steps of {texts:,} texts of {recipe.lists.max_text_tokens} tokens: "
+        f"at most {cost.per_step / 1e12:.3g} TFLOP a step, {cost.total / 1e15:.3g} PFLOP in all"
+    )
+    console.print(
+        f"measured on this machine's CPU: {here:.3g} TFLOP/s, so {cost.hours(here):,.0f} hours"
+    )
+    for speed in teraflops:
+        console.print(f"at {speed:g} TFLOP/s sustained: {cost.hours(speed):,.2g} hours")
 
 
 def export(

@@ -45,9 +45,9 @@ MEASURES = {
     "dual_fused": "dual + BM25",
 }
 
-# Small enough for a CPU: 24 labelled and 24 made queries over 300 passages, twice in a training.
+# Small enough for a CPU: 16 labelled and 12 made queries over 160 passages, twice in a training.
 _SMALL = AugmentConfig(
-    every=24, first=12, share=0.5, labelled=24, made=24, pool=300, depth=10, denoised=0.5
+    every=12, first=0, share=0.5, labelled=16, made=12, pool=160, depth=8, denoised=0.5
 )
 
 
@@ -83,7 +83,7 @@ def measure_both(recipe: Recipe, folder: Path, data: Data, dev: Sequence[int]) -
 
 @torch.no_grad()
 def ranks_of(
-    model: torch.nn.Module, first_stage: float, data: Data, dev: Sequence[int], depth: int = 20
+    model: torch.nn.Module, first_stage: float, data: Data, dev: Sequence[int], depth: int = 15
 ) -> dict[str, Any]:
     """1 / rank of the first gold text among the window's head, by both models.
 

@@ -18,6 +18,7 @@ from reranker.evaluation.collections import (
 from reranker.evaluation.contamination import fingerprint, fingerprints
 from reranker.evaluation.split import side
 from reranker.training import examples
+from reranker.training.augment import UNLABELLED
 from reranker.training.keep import prepare_keep
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from reranker.training.config import Recipe
 
 log = logging.getLogger(__name__)
+
+_QUERY_KEYS = ("text", "input", "claim")
 
 
 def prepare(
@@ -76,7 +79,13 @@ def prepare(
         log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
     if recipe.keep:
         prepare_keep(recipe.keep, recipe.seed, data, out)
-    np.save(out / "trained-on.npy", fingerprints(item.query for item in kept["train"]))
+    asked = [item.query for item in kept["train"]]
+    if recipe.augment and recipe.augment.queries:
+        unlabelled = _unlabelled([data / p for p in recipe.augment.queries], held_out, prints)
+        (out / UNLABELLED).write_text(json.dumps(unlabelled, ensure_ascii=False), "utf-8")
+        log.info("%d queries without judgements", len(unlabelled))
+        asked += unlabelled
+    np.save(out / "trained-on.npy", fingerprints(asked))
 
 
 def _read(recipe: Recipe, data: Path) -> list[tuple[Collection, bool]]:
@@ -91,6 +100,25 @@ def _read(recipe: Recipe, data: Path) -> list[tuple[Collection, bool]]:
         log.info("%s: %d judged queries", collection.name, len(collection.judged))
         read.append((collection, source.skip_gold_title))
     return read
+
+
+def _unlabelled(paths: Sequence[Path], held_out: set[str], prints: set[int]) -> list[str]:
+    """Queries of JSON Lines files that may be trained on; raises ValueError for one without."""
+    found: dict[str, None] = {}
+    for path in paths:
+        with open_text(path) as lines:
+            for number, line in enumerate(lines, start=1):
+                record = json.loads(line) if line.strip() else {"text": ""}
+                query = next((record[key] for key in _QUERY_KEYS if key in record), None)
+                if not isinstance(query, str):
+                    raise ValueError(
+                        f"{path}, line {number}: no query; give one of {', '.join(_QUERY_KEYS)}"
+                    )
+                ids = {str(record[key]) for key in ("_id", "id", "uid") if key in record}
+                excluded = fingerprint(query) in prints or bool(ids & held_out)
+                if query.strip() and side(query) == "train" and not excluded:
+                    found[query] = None
+    return list(found)
 
 
 def times(item: examples.Example, weight: float) -> int:
