@@ -211,8 +211,8 @@ def _ends_sentence(text: str, start: int, pause: re.Match[str]) -> bool:
     if text[end - 1] != ".":
         return True
     word = text[max(start, end - 24) : end - 1].rpartition(" ")[2].lstrip(_OPENING)
-    if len(word) == 1 and word.isupper():
-        return False  # an initial
+    if len(word) == 1 and word.isalpha():
+        return False  # an initial, "z. B."
     if "." in word and all(len(part) <= 2 for part in word.split(".")):
         return False  # e.g., U.S.
     if word.lower() in ("no", "nos"):

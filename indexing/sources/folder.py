@@ -7,6 +7,7 @@ order of their names, folders below as well; what begins with a dot is left out.
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from indexing.passages import passage_id
 from indexing.records import Document, Failure, Record, Skip, excerpt
 
 # A longer file is not a page that somebody reads, and would have to be held in memory.
-MAX_FILE_BYTES = 16 * 1024 * 1024
+MAX_FILE_BYTES = 8 * 1024 * 1024
 MARKDOWN = frozenset({".md", ".markdown", ".mkd"})
 HTML = frozenset({".html", ".htm", ".xhtml"})
 TEXT = frozenset({".txt", ".text"})
@@ -92,10 +93,23 @@ def parse_markdown(text: str) -> Page:
 
 def parse_html(text: str) -> Page:
     """Read an HTML page: what is shown of it, without navigation."""
+    # Where a comment or a tag has no end, the parser would look for it again at every other one.
+    text = _without_comments(text)
+    end = text.rfind(">") + 1
     parser = _Html()
-    parser.feed(text)
+    parser.feed(text[:end])
     parser.close()
+    parser.handle_data(html.unescape(text[end:]))
     return parser.page()
+
+
+def _without_comments(text: str) -> str:
+    parts = []
+    end = 0
+    while (start := text.find("<!--", end)) >= 0 and (close := text.find("-->", start + 2)) >= 0:
+        parts.append(text[end:start])
+        end = close + 3
+    return "".join((*parts, text[end:].replace("<!--", "")))
 
 
 def _raise(error: OSError) -> None:
@@ -255,6 +269,10 @@ class _Html(HTMLParser):
         self._title = ""
         self._url = ""
         self._parts: list[str] = []
+
+    def parse_marked_section(self, i: int, report: int = 1) -> int:
+        """Pass over `<![…>` as browsers do; what is in it need not be anything."""
+        return self.rawdata.find(">", i) + 1 or -1
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in self._UNSEEN:

@@ -1,0 +1,175 @@
+import csv
+import datetime
+import io
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexing.records import Document, Failure
+from indexing.sources import SourceError, open_source, tables
+from indexing.sources.fields import FieldMap
+from indexing.sources.files import LineFile
+
+
+def read(folder: Path, data: str | bytes, fields: FieldMap | None = None) -> list[Any]:
+    path = folder / "some.csv"
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return list(tables.csv_documents(LineFile(path), fields))
+
+
+def test_rows_become_documents_by_the_header(tmp_path: Path) -> None:
+    data = 'id,title,passage,price\n1,"A, B","He said ""go"".",3\n2,C,,\n'
+    assert read(tmp_path, data) == [
+        Document("1", "A, B", 'He said "go".', {"price": "3"}),
+        Document("2", "C", ""),
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_what_separates_columns_is_told_by_the_header(tmp_path: Path, delimiter: str) -> None:
+    data = "\ufeffkey,head line,body\r\n1,a,b\r\n".replace(",", delimiter)
+    fields = FieldMap("key", ("head line",), ("body",))
+    assert read(tmp_path, data, fields) == [Document("1", "a", "b")]
+
+
+def test_line_ends_in_quotes_belong_to_the_value(tmp_path: Path) -> None:
+    data = 'id,passage\n1,"one\n\ntwo"\n\n2,three\n'
+    assert read(tmp_path, data) == [Document("1", "", "one\n\ntwo"), Document("2", "", "three")]
+
+
+def test_wrong_rows_fail_alone(tmp_path: Path) -> None:
+    data = b'id,title\n1\n\xff\n2,a\n,b\n3,"never closed\n4,c\n'
+    short, bytes_, good, no_id, open_ = read(tmp_path, data, FieldMap("id"))
+    assert "2 columns are needed, as in the header, not 1" in short.reason
+    assert "not UTF-8" in bytes_.reason
+    assert good == Document("2", "a", "")
+    assert "'id'" in no_id.reason
+    assert "still open where the file ends" in open_.reason
+    assert open_.location == "some.csv:6"
+
+
+def test_a_quote_that_is_never_closed_is_not_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MAX_LINE_BYTES", 1000)
+    failure, *rest = read(tmp_path, 'id,title\n1,"open\n' + "2,some text\n" * 300)
+    assert isinstance(failure, Failure)
+    assert "still open at some.csv:" in failure.reason
+    assert len(rest) > 200
+    assert all(isinstance(one, Document) for one in rest)
+
+
+def test_a_long_value_is_read(tmp_path: Path) -> None:
+    (document,) = read(tmp_path, f"id,title\n1,{'x' * 1_000_000}\n")
+    assert len(document.title) == 1_000_000
+
+
+@given(
+    st.lists(
+        st.lists(st.text('ab," \n;é', max_size=5), min_size=2, max_size=2).filter(
+            lambda row: row[1].strip()
+        )
+    )
+)
+def test_what_a_csv_writer_wrote_is_read(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]]
+) -> None:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["other", "title"])
+    writer.writerows(rows)
+    found = read(tmp_path_factory.mktemp("csv"), out.getvalue())
+    assert [one.title for one in found] == [row[1] for row in rows]
+    assert [one.metadata.get("other", "") for one in found] == [row[0] for row in rows]
+
+
+@given(st.lists(st.text('ab,"\0é', min_size=1).filter(str.strip)))
+def test_no_line_is_lost_silently(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str]
+) -> None:
+    data = "\n".join(["id,title", *lines])
+    found = read(tmp_path_factory.mktemp("csv"), data)
+    if '"' not in data:
+        assert len(found) == len(lines)
+    assert bool(found) == bool(lines)
+
+
+def write(path: Path, columns: dict[str, Any], **options: Any) -> str:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, **options)
+    return str(path)
+
+
+def test_parquet_rows_become_documents(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.parquet",
+        {
+            "key": [1, 2],
+            "head": ["t", None],
+            "body": [["p", "q"], ["r"]],
+            "when": [datetime.datetime(2024, 1, 2), datetime.datetime(2024, 1, 3)],
+            "price": [Decimal("1.50"), None],
+            "raw": [b"text", b"\xff"],
+            "deep": [{"a": [datetime.date(2024, 1, 2)]}, None],
+            "vector": [[1.0, 2.0], [3.0, 4.0]],
+        },
+    )
+    source = open_source(path, None, FieldMap("key", ("head",), ("body",), "vector"))
+    assert source.fraction() == 0.0
+    assert list(source.records) == [
+        Document(
+            "1",
+            "t",
+            "p\nq",
+            {
+                "when": "2024-01-02T00:00:00",
+                "price": "1.50",
+                "raw": "text",
+                "deep": {"a": ["2024-01-02"]},
+            },
+            vector=(1.0, 2.0),
+        ),
+        Document("2", "", "r", {"when": "2024-01-03T00:00:00", "raw": "/w=="}, vector=(3.0, 4.0)),
+    ]
+    assert source.fraction() == 1.0
+
+
+def test_many_rows_come_in_their_order(tmp_path: Path) -> None:
+    ids = [str(number) for number in range(2_000)]
+    path = write(tmp_path / "a.parquet", {"id": ids, "title": ids}, row_group_size=300)
+    assert [one.id for one in open_source(path).records if isinstance(one, Document)] == ids
+
+
+def test_rows_without_text_fail_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", {"id": ["1", "2"], "title": [None, "t"]})
+    failure, good = open_source(path).records
+    assert isinstance(failure, Failure)
+    assert failure.location == "a.parquet:1"
+    assert good == Document("2", "t", "")
+
+
+def test_what_is_no_parquet_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 not at all")
+    with pytest.raises(SourceError, match="is no Parquet file"):
+        open_source(str(path))
+
+
+def test_damaged_parquet_gives_what_there_is_and_a_failure(tmp_path: Path) -> None:
+    ids = [f"{number:09}" * 9 for number in range(3_000)]
+    path = tmp_path / "a.parquet"
+    options = {"row_group_size": 1_000, "use_dictionary": False, "compression": "gzip"}
+    write(path, {"id": ids, "title": ids}, **options)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle - 200 : middle + 200] = b"\xff" * 400
+    path.write_bytes(bytes(data))
+    *documents, failure = open_source(str(path)).records
+    assert len(documents) >= 512
+    assert isinstance(failure, Failure)
+    assert "the rest of the file cannot be read" in failure.reason
