@@ -67,7 +67,7 @@ def restore(folder: Path, backbone: str) -> BroadcastEncoder:
         put("scale", tensors["constant.scale"])
     bias = state["query_bias"].clone()
     for depth in biases:
-        bias[depth] = torch.from_numpy(tensors[f"query_bias.{depth}"].reshape(-1))
+        bias[depth] = torch.from_numpy(tensors[f"query_bias.{depth}"].reshape(-1).copy())
     state["query_bias"] = bias
     root = (hidden // heads) ** 0.5  # which the export divides the query's map by
     for depth in range(model.config.layers):

@@ -291,8 +291,17 @@ def test_two_processes_train_what_one_does(data, backbone, tmp_path):
             process.kill()
             process.wait()
     assert [process.returncode for process in team] == [0, 0], said
-    # Sums in another order: the same to float tolerance, not to the bit.
-    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"), within=2e-4)
+    # Sums in another order: the same to float tolerance, not to the bit. Softmax does not feel the
+    # biases of keys and head; their gradients are rounding errors, which Adam makes large.
+    one, two = (
+        {
+            name: value
+            for name, value in weights(tmp_path / folder).items()
+            if not name.endswith(("key.bias", "head.bias"))
+        }
+        for folder in ("one", "two")
+    )
+    assert same(one, two, within=2e-4)
     assert len(records(tmp_path / "two/log.jsonl")) == len(records(tmp_path / "one/log.jsonl"))
 
 
