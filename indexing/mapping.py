@@ -15,6 +15,7 @@ LANGUAGES = (
     *("spanish", "swedish", "thai", "turkish"),
 )
 VECTOR = "vector"
+DIMENSION = 384  # of a vector, as all-MiniLM-L6-v2 makes them
 # A longer title is not one that somebody looks up whole; Lucene takes terms up to 32,766 bytes.
 _EXACT_CHARACTERS = 256
 _KEY_CHARACTERS = 8_000

@@ -33,13 +33,14 @@ from indexing import target
 from indexing.bulk import prepare
 from indexing.job import Destination, Result, job_folder, run
 from indexing.load import Options, Progress, Summary
-from indexing.mapping import DEFAULT_ANALYZER, index_body
+from indexing.mapping import DEFAULT_ANALYZER, DIMENSION, index_body
 from indexing.passages import DEFAULT_OVERLAP
 from indexing.records import Document, Failure, Skip
 from indexing.sources import Source
 from indexing.sources.fields import FieldMap
 from plugin.cli import reading
 from plugin.cli.options import CommandError, Url
+from plugin.cli.reading import Reading
 from plugin.clusters import connect
 
 _SHOWN = 10  # failures
@@ -125,6 +126,7 @@ def index(
     title_field: reading.TitleField = None,
     passage_field: reading.PassageField = None,
     vector_field: reading.VectorField = "",
+    vector_dimension: reading.VectorDimension = DIMENSION,
     split_tokens: reading.SplitTokens = None,
     overlap: reading.Overlap = DEFAULT_OVERLAP,
     title_from: reading.TitleFrom = "none",
@@ -232,12 +234,14 @@ def index(
             reading.report(console, read, limit, json_=json_)
             return
         if dry_run:
-            _dry_run(console, opened, limit, json_=json_)
+            _dry_run(console, read, limit, json_=json_)
             return
         destination = Destination(
             index,
             alias,
-            index_body(analyzer, shards, replicas),
+            index_body(
+                analyzer, shards, replicas, dimension=vector_dimension if vector_field else None
+            ),
             recreate=recreate,
             delete_old=delete_old,
             tune=tune,
@@ -252,6 +256,8 @@ def index(
             _interruptible(),
             _Display(console, opened, destination.name) as display,
         ):
+            if vector_field:
+                reading.require_knn(client)
             result = run(
                 client,
                 itertools.islice(opened.records, limit),
@@ -265,9 +271,11 @@ def index(
                 on_progress=display.update,
             )
     if json_:
-        sys.stdout.write(json.dumps(_as_json(result, opened.name)) + "\n")
+        told = {**_as_json(result, opened.name), **read.counts()}
+        sys.stdout.write(json.dumps(told) + "\n")
     else:
         _report(console, result, opened.name, destination)
+        read.tell(console)
     _judge(result, destination)
 
 
@@ -381,8 +389,9 @@ def _restore(console: Console, name: str | None, url: str) -> None:
             console.print(f"Index [bold]{escape(one)}[/bold] {said}.")
 
 
-def _dry_run(console: Console, source: Source, limit: int | None, *, json_: bool) -> None:
+def _dry_run(console: Console, read: Reading, limit: int | None, *, json_: bool) -> None:
     """Read everything as a load would, and say what it would do."""
+    source = read.source
     counts = {"read": 0, "documents": 0, "failed": 0, "skipped": 0, "bytes": 0}
     failures: list[Failure] = []
     for record in itertools.islice(source.records, limit):
@@ -399,7 +408,8 @@ def _dry_run(console: Console, source: Source, limit: int | None, *, json_: bool
             counts["bytes"] += len(prepared.lines)
     if json_:
         told = [failure._asdict() for failure in failures]
-        summary = {"source": source.name, "dry_run": True, **counts, "failures": told}
+        summary = {"source": source.name, "dry_run": True, **counts, **read.counts()}
+        summary["failures"] = told
         sys.stdout.write(json.dumps(summary) + "\n")
     else:
         table = Table(title=escape(f"{source.name}, nothing loaded"), show_header=False)
@@ -408,6 +418,7 @@ def _dry_run(console: Console, source: Source, limit: int | None, *, json_: bool
         for name, number in counts.items():
             table.add_row(name, f"{number:,}")
         console.print(table)
+        read.tell(console)
     if counts["failed"]:
         raise CommandError(
             f"{counts['failed']:,} of {counts['read']:,} records could not be indexed:"

@@ -9,15 +9,17 @@ import sys
 from typing import Annotated, NamedTuple
 
 import typer
+from opensearchpy import OpenSearch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from indexing import titles
+from indexing.mapping import needs_knn
 from indexing.passages import DEFAULT_OVERLAP, Splitter
 from indexing.sources import FORMATS, PAGES, Source, open_source
 from indexing.sources.fields import FieldMap
-from plugin.clusters import connect
+from plugin.clusters import ClusterError, connect
 from reranker.stages import SHIPPED
 from reranker.tokens import Tokenizer
 
@@ -80,6 +82,16 @@ VectorField = Annotated[
         show_default=False,
     ),
 ]
+VectorDimension = Annotated[
+    int,
+    typer.Option(
+        "--vector-dimension",
+        min=1,
+        max=16_000,
+        help="How many numbers a vector of a new index has.",
+        rich_help_panel=PANEL,
+    ),
+]
 SplitTokens = Annotated[
     int | None,
     typer.Option(
@@ -135,6 +147,11 @@ class Reading(NamedTuple):
             )
         return said
 
+    def tell(self, console: Console) -> None:
+        """Print what the steps did."""
+        for note in self.notes():
+            console.print(escape(note))
+
     def counts(self) -> dict[str, int]:
         """Give what the steps did in numbers."""
         return {
@@ -172,6 +189,14 @@ def read(
     splitter = Splitter(tokenizer, tokens, min(overlap, tokens // 2))
     source = source.through(splitter.records, split_tokens=tokens, overlap=splitter.overlap)
     return Reading(source, giver, splitter)
+
+
+def require_knn(client: OpenSearch) -> None:
+    """Raise `ClusterError` where the cluster cannot hold vectors."""
+    plugins = client.cat.plugins(params={"format": "json"})
+    reason = needs_knn([str(plugin["component"]) for plugin in plugins])
+    if reason:
+        raise ClusterError(reason)
 
 
 def report(console: Console, reading: Reading, limit: int | None, *, json_: bool) -> None:
