@@ -101,20 +101,21 @@ def prepare(
     which requests arrive, and that sending one again changes nothing. `keep` leaves the document
     in the action.
     """
-    location = f"document {document.id[:80]!r}"
-    if not document.title.strip() and not document.passage.strip():
-        return Skip(location, "neither title nor passage has text")
+    if not (document.title.strip() or document.passage.strip()):
+        return Skip(_location(document), "neither title nor passage has text")
     try:
         source = _json(document.fields()).encode()
         id_ = document.id.encode()
     except UnicodeEncodeError:
-        return Failure(location, "half a surrogate pair in it, which no UTF-8 can hold")
+        return Failure(_location(document), "half a surrogate pair in it, which no UTF-8 can hold")
     except (TypeError, ValueError, RecursionError) as error:
-        return Failure(location, f"not to be written as JSON: {error}")
+        return Failure(_location(document), f"not to be written as JSON: {error}")
     if not 0 < len(id_) <= MAX_ID_BYTES:
-        return Failure(location, f"an id has 1 to {MAX_ID_BYTES} bytes, not {len(id_)}")
+        why = f"an id has 1 to {MAX_ID_BYTES} bytes, not {len(id_)}"
+        return Failure(_location(document), why)
     if len(source) > MAX_DOCUMENT_BYTES:
-        return Failure(location, f"{len(source)} bytes long, more than {MAX_DOCUMENT_BYTES}")
+        why = f"{len(source)} bytes long, more than {MAX_DOCUMENT_BYTES}"
+        return Failure(_location(document), why)
     header = b'{"index":{"_id":%b,"version":%d,"version_type":"external_gte"}}\n' % (
         _json(document.id).encode(),
         version + position,
@@ -432,6 +433,10 @@ def reason(answer: dict[str, Any]) -> str:
         parts.append(cause.get("reason"))
         cause = cause.get("caused_by")
     return ": ".join(str(part) for part in dict.fromkeys(parts) if part)
+
+
+def _location(document: Document) -> str:
+    return f"document {document.id[:80]!r}"
 
 
 def _refusal(error: TransportError, size: int) -> str:

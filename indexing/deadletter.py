@@ -2,8 +2,8 @@
 
 `{"position": 17, "location": "corpus.jsonl:18", "id": "a", "reason": "…", "document": {…}}`: the
 record's position in the source from 0, and what there is of it: the `document` as it would have
-been indexed, or the `excerpt` of what could not be read. With its cause put right, such a file
-is a source itself (`--map id=id --map title=document.title --map passage=document.passage`).
+been indexed, or the `excerpt` of what could not be read. With the cause put right, the documents
+make a source again: `jq -c 'select(.document) | .document + {id}' dead-letters.jsonl`.
 
 A line is written whole before its record counts as done. Whatever a kill left behind the last
 checkpoint is dropped when the load goes on, as it is then found again.
@@ -32,6 +32,7 @@ class DeadLetters:
         self.path = path
         self._lock = threading.Lock()
         self._file: int | None = None
+        self._torn = False
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             return
@@ -62,8 +63,12 @@ class DeadLetters:
         with self._lock:
             if self._file is None:
                 self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            if self._torn:  # by an interrupt or a full disk: it must not take this line along
+                os.write(self._file, b"\n")
+            self._torn = True
             while line:
                 line = line[os.write(self._file, line) :]
+            self._torn = False
 
     def sync(self) -> None:
         """See that all lines survive a loss of power."""
@@ -108,7 +113,7 @@ def entries(path: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 yield json.loads(line)
-            except ValueError:  # a line that a kill cut, with the next load's behind it
+            except ValueError:  # torn
                 continue
 
 

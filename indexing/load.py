@@ -227,10 +227,9 @@ class _Run:
             for chunk in self._chunks(rest):
                 if not self._ledger.admit(chunk, 2 * len(threads) * self._pace.target):
                     break  # a worker has stopped the load
-                if chunk.actions:
-                    self._queue.put(chunk)
-                else:
-                    self._ledger.settle(chunk, Outcome([], [], []))
+                # One without documents as well: only workers may settle, as an interrupt can
+                # come in the middle of whatever this thread does.
+                self._queue.put(chunk)
             self._end_of_queue(len(threads))
             while any(thread.is_alive() for thread in threads) and not self._stop.is_set():
                 for thread in threads:

@@ -1,9 +1,10 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexing import verify
@@ -95,6 +96,25 @@ def test_dead_letters_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert letters.first(1) == (Failure("f:3", "bad"),)
 
 
+def test_a_line_cut_by_an_interrupt_takes_no_other_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = DeadLetters(tmp_path / "dead.jsonl")
+    write = os.write
+
+    def half(file: int, data: bytes) -> int:
+        write(file, bytes(data)[:5])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", half)
+        with pytest.raises(KeyboardInterrupt):
+            letters.add(0, Failure("f:1", "bad"))
+    letters.add(1, Failure("f:2", "bad"))
+    letters.close()
+    assert [entry["position"] for entry in entries(letters.path)] == [1]
+
+
 def test_an_earlier_loads_dead_letters_are_kept_aside(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
     for reason in ("first", "second"):
@@ -127,6 +147,7 @@ def _actions(numbers: list[int]) -> list[Action]:
     return [one for one in found if isinstance(one, Action)]
 
 
+@settings(max_examples=30)
 @given(st.permutations(list(range(120))), st.integers(0, 120), st.integers(1, 30))
 def test_a_sample_is_the_same_in_any_order_and_after_a_restart(
     order: list[int], cut: int, size: int

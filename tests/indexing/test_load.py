@@ -328,7 +328,7 @@ def test_a_slow_request_does_not_let_the_others_run_far_ahead(
 
     def records() -> Iterator[Record]:
         nonlocal read
-        for read, record in enumerate(documents(20_000)):  # noqa: B007
+        for read, record in enumerate(documents(4_000)):  # noqa: B007
             yield record
 
     def refuse(key: str, sent: int) -> Any:
@@ -351,9 +351,9 @@ def test_a_slow_request_does_not_let_the_others_run_far_ahead(
     thread.start()
     summary = load(client, "i", records(), options=Options(workers=2, bulk_bytes=1024, patience=60))
     thread.join()
-    assert read_ahead[0] < 5000
+    assert read_ahead[0] < 1500
     assert summary.verified
-    assert summary.documents == 20_000
+    assert summary.documents == 4_000
 
 
 def test_options_that_cannot_be_are_refused() -> None:

@@ -245,6 +245,76 @@ def test_what_a_real_engine_refuses_is_named(client: OpenSearch) -> None:
     assert "passage" in refused.reason
 
 
+def test_a_dry_run_reads_everything_and_needs_no_cluster(app: typer.Typer, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"id": "1", "title": "t"}, {"id": "2", "title": " "})
+    nowhere = ("--dry-run", "--url", "http://127.0.0.1:1")
+    result = CliRunner().invoke(app, ["index", path, *nowhere, "--json"])
+    assert result.exit_code == 0, result.output
+    summary = json.loads(result.stdout)
+    counts = {name: summary[name] for name in ("read", "documents", "failed", "skipped")}
+    assert counts == {"read": 2, "documents": 1, "failed": 0, "skipped": 1}
+    path = write(tmp_path / "b.jsonl", {"id": "1", "title": "t"}, "{nonsense")
+    result = CliRunner().invoke(app, ["index", path, *nowhere])
+    assert isinstance(result.exception, CommandError)
+    assert result.exception.status == 1
+    assert "1 of 2 records" in str(result.exception)
+
+
+def test_a_summary_as_json_and_a_file_of_what_failed(
+    app: typer.Typer, client: OpenSearch, tmp_path: Path
+) -> None:
+    good = [{"id": str(n), "title": "good"} for n in range(3)]
+    path = write(tmp_path / "a.jsonl", *good, "{nonsense", {"id": "x" * 600, "title": "long"})
+    dead = tmp_path / "dead.jsonl"
+    result = run(app, client, path, "--json", "--dead-letters", str(dead))
+    assert isinstance(result.exception, CommandError)
+    assert result.exception.status == 1
+    summary = json.loads(result.stdout)  # nothing else is there
+    assert summary["index"] == INDEX
+    assert (summary["indexed"], summary["failed"], summary["verified"]) == (3, 2, True)
+    assert summary["dead_letters"] == str(dead)
+    unread, long = (json.loads(line) for line in dead.read_text().splitlines())
+    assert (unread["position"], unread["excerpt"]) == (3, "{nonsense")
+    assert (long["position"], long["id"], long["document"]["title"]) == (4, "x" * 600, "long")
+
+
+def test_an_alias_is_switched_from_the_command_line(
+    app: typer.Typer, client: OpenSearch, tmp_path: Path
+) -> None:
+    """Twice, the second time deleting what the first one made."""
+    made = []
+    for text in ("old", "new"):
+        path = write(tmp_path / "a.tsv", f"1\t{text}")
+        result = run(app, client, path, "--alias", INDEX, "--delete-old")
+        assert result.exit_code == 0, result.output
+        assert sources(client)["1"]["passage"] == text
+        made.append(target.indices_of(client, INDEX))
+    assert f"before: {made[0][0]} (deleted)" in " ".join(result.output.split())
+    assert list(client.indices.get(index=f"{INDEX}*")) == made[1] != made[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pydoc"], "--index or --alias"),
+        (["--index", INDEX], "name what to load"),
+        (["pydoc", "--alias", INDEX, "--recreate"], "no meaning"),
+        (["pydoc", "--index", INDEX, "--delete-old"], "belongs to --alias"),
+        (["pydoc", "--index", INDEX, "--alias", "x"], "either an index or an alias"),
+        (["--restore"], "--index"),
+        (["--restore", "--index", f"{INDEX}-none"], "there is no index"),
+    ],
+)
+def test_what_cannot_run_has_status_2(
+    app: typer.Typer, client: OpenSearch, arguments: list[str], said: str
+) -> None:
+    host = client.transport.connection_pool.connections[0].host
+    result = CliRunner().invoke(app, ["index", *arguments, "--url", host])
+    assert isinstance(result.exception, CommandError), result.output
+    assert result.exception.status == 2
+    assert said in str(result.exception)
+
+
 def test_documents_are_found_by_inflected_words_and_by_the_exact_title(
     client: OpenSearch,
 ) -> None:
