@@ -58,6 +58,7 @@ class ClusterOptions:
         sidecar_urls: the node setting `title_rerank.sidecar.urls`; needs the plugin.
         settings: further node settings, by their dotted names.
         secure_settings: settings of the keystore.
+        config_files: further files of the configuration folder, by name, such as certificates.
         java_options: further options of the Java machine.
     """
 
@@ -69,6 +70,7 @@ class ClusterOptions:
     sidecar_urls: Sequence[str] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     secure_settings: Mapping[str, str] = field(default_factory=dict)
+    config_files: Mapping[str, str] = field(default_factory=dict)
     java_options: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -139,6 +141,7 @@ class LocalCluster:
         sidecar_urls: Sequence[str] = (),
         settings: Mapping[str, object] | None = None,
         secure_settings: Mapping[str, str] | None = None,
+        config_files: Mapping[str, str] | None = None,
         java_options: Sequence[str] = (),
         start_seconds: float = 300.0,
     ) -> None:
@@ -151,6 +154,7 @@ class LocalCluster:
             sidecar_urls=tuple(sidecar_urls),
             settings=dict(settings or {}),
             secure_settings=dict(secure_settings or {}),
+            config_files=dict(config_files or {}),
             java_options=tuple(java_options),
         )
         self._start_seconds = start_seconds
@@ -252,7 +256,8 @@ def launch(options: ClusterOptions, folder: Path) -> Iterator[Launched]:
         }
         # JSON values are YAML values.
         configuration = "".join(f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
-        for file, text in (("opensearch.yml", configuration), ("log4j2.properties", _LOG4J)):
+        files = {"opensearch.yml": configuration, "log4j2.properties": _LOG4J}
+        for file, text in {**options.config_files, **files}.items():
             (own / "config" / file).write_text(text)
             (own / "config" / file).chmod(0o644)
         if options.secure_settings:

@@ -11,22 +11,31 @@ import java.net.http.HttpRequest.BodyPublishers;
 import java.net.http.HttpResponse;
 import java.net.http.HttpResponse.BodyHandlers;
 import java.net.http.HttpTimeoutException;
+import java.nio.channels.UnresolvedAddressException;
 import java.time.Duration;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
+import java.util.Set;
 import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionException;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.Executor;
-import java.util.concurrent.Semaphore;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicInteger;
-import java.util.regex.Pattern;
+import java.util.concurrent.atomic.LongAdder;
+import java.util.function.LongPredicate;
+import javax.net.ssl.SSLException;
 import org.apache.logging.log4j.LogManager;
 import org.apache.logging.log4j.Logger;
 import org.opensearch.common.Nullable;
 import org.opensearch.common.settings.Setting;
 import org.opensearch.common.unit.TimeValue;
+import org.titlecast.opensearch.SidecarException.Failure;
 import org.titlecast.opensearch.SidecarProtocol.Answer;
 import org.titlecast.opensearch.SidecarProtocol.Call;
 
@@ -34,67 +43,139 @@ import org.titlecast.opensearch.SidecarProtocol.Call;
  * Calls the sidecars over HTTP; one per node.
  *
  * <p>A call never blocks, never takes longer than its limit (the body included), and ends either
- * with a checked answer or with a {@link SidecarException}. Several sidecars take turns; where one
- * cannot be reached the next is tried in the time that is left.
+ * with a checked answer or with a {@link SidecarException}. It goes to the sidecar with the fewest
+ * calls under way; where that one fails another is tried in the time that is left, and one that
+ * goes on failing is left alone until it answers probes again ({@link Breaker}).
  */
 final class SidecarClient implements Closeable {
   private static final Logger logger = LogManager.getLogger(SidecarClient.class);
-  private static final Pattern PRINTABLE = Pattern.compile("[\\x20-\\x7e]{1,512}");
 
-  private final SidecarSettings settings;
-  private final HttpClient http;
-  private final Semaphore permits;
+  /** What changes together when settings do. */
+  private record Setup(SidecarSettings settings, HttpClient http, List<Sidecar> sidecars) {}
+
+  private volatile Setup setup;
+  private volatile boolean closed = false;
+  private volatile LongPredicate cancelled = task -> false;
+  private final AtomicInteger underWay = new AtomicInteger();
   private final AtomicInteger turn = new AtomicInteger();
+  private final Map<Long, Exchange> ofTasks = new ConcurrentHashMap<>();
 
   SidecarClient(SidecarSettings settings) {
-    this.settings = settings;
-    this.permits = new Semaphore(settings.maxInFlight());
-    this.http =
+    this.setup = new Setup(settings, client(settings), sidecars(settings, List.of()));
+  }
+
+  /** Takes over new settings. Calls under way end as they began. */
+  synchronized void update(SidecarSettings settings) {
+    Setup old = setup;
+    boolean same =
+        settings.connectTimeout().equals(old.settings.connectTimeout())
+            && settings.tls() == old.settings.tls();
+    HttpClient http = same ? old.http : client(settings);
+    setup = new Setup(settings, http, sidecars(settings, old.sidecars));
+    if (!same) {
+      old.http.shutdown();
+    }
+  }
+
+  /** The settings in force. */
+  SidecarSettings settings() {
+    return setup.settings;
+  }
+
+  private static HttpClient client(SidecarSettings settings) {
+    HttpClient.Builder http =
         HttpClient.newBuilder()
             .version(HttpClient.Version.HTTP_1_1)
             .connectTimeout(Duration.ofMillis(settings.connectTimeout().millis()))
             // A redirect could lead to an address that the operator did not name.
-            .followRedirects(HttpClient.Redirect.NEVER)
-            .build();
+            .followRedirects(HttpClient.Redirect.NEVER);
+    return settings.tls() == null ? http.build() : http.sslContext(settings.tls()).build();
+  }
+
+  /** One for each address; those that are known already stay what they are. */
+  private static List<Sidecar> sidecars(SidecarSettings settings, List<Sidecar> known) {
+    return settings.urls().stream()
+        .distinct()
+        .map(
+            url ->
+                known.stream()
+                    .filter(sidecar -> sidecar.url.equals(url))
+                    .findFirst()
+                    .orElseGet(() -> new Sidecar(url)))
+        .toList();
+  }
+
+  /** One address, and what is known of it. */
+  private static final class Sidecar {
+    final URI url;
+    final Breaker breaker = new Breaker();
+    final AtomicInteger underWay = new AtomicInteger();
+    final LongAdder calls = new LongAdder();
+    final LongAdder failures = new LongAdder();
+
+    Sidecar(URI url) {
+      this.url = url;
+    }
   }
 
   /**
    * Asks for the new order of one search's hits.
    *
    * @param timeout what the pipeline allows; the node's own limit caps it
-   * @param opaqueId the search's X-Opaque-Id, handed on for tracing; may be null
-   * @param executor where the answer is read and the returned future completes, so that neither
-   *     runs on the HTTP client's threads
+   * @param executor where answers are read and the returned future completes, so that neither runs
+   *     on the HTTP client's threads
    */
-  CompletableFuture<Answer> rerank(
-      Call call, TimeValue timeout, @Nullable String opaqueId, Executor executor) {
-    if (!permits.tryAcquire()) {
+  CompletableFuture<Answer> rerank(Call call, TimeValue timeout, Origin origin, Executor executor) {
+    SidecarSettings settings = setup.settings;
+    if (underWay.incrementAndGet() > settings.maxInFlight()) {
+      underWay.decrementAndGet();
       return CompletableFuture.failedFuture(
           new SidecarException(
+              Failure.IN_FLIGHT_BOUND,
               settings.maxInFlight()
                   + " calls to the sidecar are under way: add sidecars, or raise "
-                  + SidecarSettings.MAX_IN_FLIGHT.getKey()));
+                  + key(SidecarSettings.MAX_IN_FLIGHT)));
     }
     long limit = Math.min(timeout.millis(), settings.timeout().millis());
-    Exchange exchange = new Exchange(call, limit, opaqueId);
-    exchange.reply.orTimeout(limit, TimeUnit.MILLISECONDS);
-    exchange.reply.whenComplete(
-        (reply, error) -> {
-          permits.release();
+    Exchange exchange = new Exchange(call, limit, origin, executor);
+    exchange.answer.orTimeout(limit, TimeUnit.MILLISECONDS);
+    exchange.answer.whenComplete(
+        (answer, error) -> {
+          underWay.decrementAndGet();
+          if (origin.task() != null) {
+            ofTasks.remove(origin.task(), exchange);
+          }
           exchange.stop();
         });
-    exchange.send(0);
-    return exchange.reply.handleAsync(
-        (reply, error) -> {
+    if (origin.task() != null) {
+      ofTasks.put(origin.task(), exchange);
+      if (cancelled.test(origin.task())) { // before it was put there
+        cancel(origin.task());
+      }
+    }
+    exchange.send();
+    return exchange.answer.handleAsync(
+        (answer, error) -> {
           if (error != null) {
             throw explain(error, limit);
           }
-          if (reply.statusCode() != 200) {
-            throw refused(reply);
-          }
-          return SidecarProtocol.read(reply.body(), call.hits().size());
+          return answer;
         },
         executor);
+  }
+
+  /** Tells this client how to ask whether a search's task has been cancelled. */
+  void askWhetherCancelled(LongPredicate cancelled) {
+    this.cancelled = cancelled;
+  }
+
+  /** Ends the call of a search's task, if it has one. */
+  void cancel(long task) {
+    Exchange exchange = ofTasks.get(task);
+    if (exchange != null) {
+      exchange.answer.completeExceptionally(
+          new SidecarException(Failure.CANCELLED, "The search was cancelled"));
+    }
   }
 
   /**
@@ -102,122 +183,284 @@ final class SidecarClient implements Closeable {
    * alone take longer to load than a search may wait) and the log tells whom it will find.
    */
   void greet() {
-    for (URI url : settings.urls()) {
-      http.sendAsync(
-              authorized(HttpRequest.newBuilder(URI.create(url + "/health")))
-                  .timeout(Duration.ofMillis(settings.timeout().millis()))
-                  .build(),
-              BodyHandlers.discarding())
+    for (Sidecar sidecar : setup.sidecars) {
+      health(sidecar)
           .whenComplete(
-              (reply, error) -> {
-                if (error == null && reply.statusCode() == 200) {
-                  logger.info("sidecar [{}] is ready", url);
+              (ready, error) -> {
+                if (error == null) {
+                  logger.info("sidecar [{}] is ready", sidecar.url);
                 } else {
                   logger.warn(
                       "sidecar [{}] is not ready: searches keep the engine's order until it is ({})",
-                      url,
-                      error == null ? "HTTP " + reply.statusCode() : unwrap(error).toString());
+                      sidecar.url,
+                      unwrap(error).toString());
                 }
               });
     }
   }
 
-  @Override
-  public void close() {
-    http.shutdownNow();
+  /** Fails unless the sidecar says that it is ready. */
+  private CompletableFuture<Void> health(Sidecar sidecar) {
+    Setup now = setup;
+    try {
+      return now.http
+          .sendAsync(
+              authorized(HttpRequest.newBuilder(URI.create(sidecar.url + "/health")))
+                  .timeout(Duration.ofMillis(now.settings.timeout().millis()))
+                  .build(),
+              BodyHandlers.discarding())
+          .thenAccept(
+              reply -> {
+                if (reply.statusCode() != 200) {
+                  throw new CompletionException(new IOException("HTTP " + reply.statusCode()));
+                }
+              });
+    } catch (RuntimeException e) {
+      return CompletableFuture.failedFuture(e);
+    }
   }
 
-  /** One call: its attempts, one after the other, until one of them answers or time is up. */
+  /** Asks a sidecar that is left alone how it is, again and again until it is well. */
+  private void probeLater(Sidecar sidecar) {
+    CompletableFuture.delayedExecutor(
+            setup.settings.breakerCoolDown().millis(), TimeUnit.MILLISECONDS, Runnable::run)
+        .execute(
+            () -> {
+              if (closed || !setup.sidecars.contains(sidecar)) {
+                return;
+              }
+              health(sidecar)
+                  .whenComplete(
+                      (ready, error) -> {
+                        if (error == null) {
+                          sidecar.breaker.probed();
+                        } else {
+                          probeLater(sidecar);
+                        }
+                      });
+            });
+  }
+
+  /** What is known of every sidecar, as it goes between nodes and into JSON. */
+  Map<String, Object> toMap() {
+    Map<String, Object> map = new LinkedHashMap<>();
+    map.put("in_flight", underWay.get());
+    map.put(
+        "sidecars",
+        setup.sidecars.stream()
+            .map(
+                sidecar -> {
+                  Map<String, Object> one = new LinkedHashMap<>();
+                  one.put("url", sidecar.url.toString());
+                  one.put("breaker", sidecar.breaker.state().key());
+                  one.put("failures_in_a_row", sidecar.breaker.failuresInARow());
+                  one.put("in_flight", sidecar.underWay.get());
+                  one.put("calls", sidecar.calls.sum());
+                  one.put("failures", sidecar.failures.sum());
+                  return one;
+                })
+            .toList());
+    return map;
+  }
+
+  @Override
+  public void close() {
+    closed = true;
+    setup.http.shutdownNow();
+  }
+
+  /** One search: its attempts, one after the other, until one of them answers or time is up. */
   private final class Exchange {
-    final CompletableFuture<HttpResponse<byte[]>> reply = new CompletableFuture<>();
+    final CompletableFuture<Answer> answer = new CompletableFuture<>();
     private final Call call;
     private final long deadline;
-    @Nullable private final String opaqueId;
+    private final Origin origin;
+    private final Executor executor;
     private final int first = turn.getAndIncrement();
-    private volatile CompletableFuture<?> attempt;
+    private final Set<Sidecar> tried = new HashSet<>();
+    private boolean triedAgain = false;
+    private volatile Attempt attempt;
 
-    Exchange(Call call, long limitMillis, @Nullable String opaqueId) {
+    Exchange(Call call, long limitMillis, Origin origin, Executor executor) {
       this.call = call;
       this.deadline = System.nanoTime() + TimeUnit.MILLISECONDS.toNanos(limitMillis);
-      this.opaqueId = opaqueId;
+      this.origin = origin;
+      this.executor = executor;
     }
 
-    void send(int tried) {
-      try {
-        CompletableFuture<HttpResponse<byte[]>> sent =
-            http.sendAsync(request(tried), info -> new BoundedBody(settings.maxResponseBytes()));
-        attempt = sent;
-        sent.whenComplete((response, error) -> received(tried, response, error));
-        if (reply.isDone()) { // time ran out while this attempt was being made
-          stop();
-        }
-      } catch (IOException | RuntimeException e) {
-        reply.completeExceptionally(e);
-      }
-    }
-
-    private void received(int tried, HttpResponse<byte[]> response, Throwable error) {
-      if (error == null) {
-        reply.complete(response);
-      } else if (!reply.isDone() && worthAnother(tried, unwrap(error))) {
-        send(tried + 1);
+    /** Sends it to the best sidecar. */
+    void send() {
+      Sidecar sidecar = choose();
+      if (sidecar == null) {
+        answer.completeExceptionally(
+            new SidecarException(
+                Failure.BREAKER_OPEN,
+                "Every sidecar failed several times in a row and is left alone until it answers"
+                    + " again: see their logs and GET "
+                    + StatsAction.PATH));
       } else {
-        reply.completeExceptionally(error);
+        send(sidecar);
       }
     }
 
     /**
-     * An unreachable sidecar sends us to the next. A connection that broke is tried once more even
-     * with a single sidecar: it may have been an idle one that the other side had just closed.
+     * The one with the fewest calls under way; among equals they take turns. Null: none is left.
      */
-    private boolean worthAnother(int tried, Throwable error) {
-      if (tried + 1 < settings.urls().size()) {
-        return unreachable(error) || broken(error);
+    @Nullable
+    private Sidecar choose() {
+      List<Sidecar> all = setup.sidecars;
+      while (true) {
+        Sidecar best = null;
+        for (int i = 0; i < all.size(); i++) {
+          Sidecar sidecar = all.get(Math.floorMod(first + i, all.size()));
+          if (!tried.contains(sidecar)
+              && sidecar.breaker.ready()
+              && (best == null || sidecar.underWay.get() < best.underWay.get())) {
+            best = sidecar;
+          }
+        }
+        if (best == null || best.breaker.admit()) {
+          return best;
+        }
       }
-      return tried == 0 && broken(error);
     }
 
-    private HttpRequest request(int tried) throws IOException {
-      List<URI> urls = settings.urls();
-      URI url = urls.get(Math.floorMod(first + tried, urls.size()));
+    private void send(Sidecar sidecar) {
+      tried.add(sidecar);
+      Setup now = setup;
       long left = Math.max(1, TimeUnit.NANOSECONDS.toMillis(deadline - System.nanoTime()));
+      // Less time than a connection may take says nothing of the sidecar, but of the pipeline.
+      boolean telling = left >= now.settings.connectTimeout().millis();
+      Attempt made = new Attempt(sidecar, telling);
+      CompletableFuture<HttpResponse<byte[]>> sent;
+      try {
+        sent =
+            now.http.sendAsync(
+                request(sidecar, left), info -> new BoundedBody(now.settings.maxResponseBytes()));
+      } catch (IOException | RuntimeException e) {
+        sent = CompletableFuture.failedFuture(e);
+      }
+      made.sent = sent;
+      attempt = made;
+      sent.thenApplyAsync(this::read, executor)
+          .whenComplete((read, error) -> received(made, read, error));
+      if (answer.isDone()) { // time ran out while this attempt was being made
+        stop();
+      }
+    }
+
+    private Answer read(HttpResponse<byte[]> reply) {
+      if (reply.statusCode() != 200) {
+        throw refused(reply);
+      }
+      return SidecarProtocol.read(reply.body(), call.hits().size());
+    }
+
+    private void received(Attempt made, @Nullable Answer read, @Nullable Throwable error) {
+      if (error == null) {
+        made.end(null);
+        answer.complete(read);
+        return;
+      }
+      SidecarException known = explain(error, 0);
+      made.end(known.failure());
+      if (answer.isDone()) {
+        return;
+      }
+      Sidecar next = next(made.sidecar, known.failure());
+      if (next == null) {
+        answer.completeExceptionally(error);
+      } else {
+        send(next);
+      }
+    }
+
+    /**
+     * Whom to ask after this failure; null: nobody. A connection that broke is tried once more even
+     * with a single sidecar: it may have been an idle one that the other side had just closed.
+     */
+    @Nullable
+    private Sidecar next(Sidecar failed, Failure failure) {
+      if (!failure.worthAnother() || deadline - System.nanoTime() <= 0) {
+        return null;
+      }
+      Sidecar other = choose();
+      if (other != null) {
+        return other;
+      }
+      boolean again = failure == Failure.CONNECTION && !triedAgain && tried.size() == 1;
+      triedAgain = true;
+      return again && failed.breaker.admit() ? failed : null;
+    }
+
+    private HttpRequest request(Sidecar sidecar, long leftMillis) throws IOException {
       HttpRequest.Builder request =
-          authorized(HttpRequest.newBuilder(URI.create(url + "/rerank")))
-              .timeout(Duration.ofMillis(left))
+          authorized(HttpRequest.newBuilder(URI.create(sidecar.url + "/rerank")))
+              .timeout(Duration.ofMillis(leftMillis))
               .header("Content-Type", "application/json")
               .header("Accept", "application/json")
-              .POST(BodyPublishers.ofByteArray(SidecarProtocol.write(call, left)));
-      // Whatever the client wrote there must not be able to break the call.
-      if (opaqueId != null && PRINTABLE.matcher(opaqueId).matches()) {
-        request.header("X-Opaque-Id", opaqueId);
-      }
+              .POST(BodyPublishers.ofByteArray(SidecarProtocol.write(call, leftMillis)));
+      origin.headers().forEach(request::header);
       return request.build();
     }
 
     /** Frees the connection of an attempt that nobody waits for any more. */
     void stop() {
-      CompletableFuture<?> current = attempt;
-      if (current != null) {
-        current.cancel(true);
+      Attempt last = attempt;
+      if (last == null) {
+        return;
+      }
+      Throwable error = answer.isCompletedExceptionally() ? answer.exceptionNow() : null;
+      last.end(error == null ? null : explain(error, 0).failure());
+      last.sent.cancel(true);
+    }
+  }
+
+  /** One request to one sidecar. */
+  private final class Attempt {
+    final Sidecar sidecar;
+    private final boolean telling;
+    private final AtomicBoolean ended = new AtomicBoolean();
+    private volatile CompletableFuture<?> sent;
+
+    Attempt(Sidecar sidecar, boolean telling) {
+      this.sidecar = sidecar;
+      this.telling = telling;
+      sidecar.calls.increment();
+      sidecar.underWay.incrementAndGet();
+    }
+
+    /** Notes how it ended, once; null: with an answer. */
+    void end(@Nullable Failure failure) {
+      if (!ended.compareAndSet(false, true)) {
+        return;
+      }
+      sidecar.underWay.decrementAndGet();
+      if (failure == null) {
+        if (sidecar.breaker.succeeded()) {
+          logger.info("sidecar [{}] answers again", sidecar.url);
+        }
+        return;
+      }
+      if (failure != Failure.CANCELLED) {
+        sidecar.failures.increment();
+      }
+      if (!failure.countsAgainstSidecar() || (failure == Failure.TIMEOUT && !telling)) {
+        sidecar.breaker.undecided();
+      } else if (sidecar.breaker.failed(setup.settings.breakerFailures())) {
+        logger.warn(
+            "sidecar [{}] failed {} times in a row ({}): no search is sent there until it answers",
+            sidecar.url,
+            sidecar.breaker.failuresInARow(),
+            failure.key());
+        probeLater(sidecar);
       }
     }
   }
 
   private HttpRequest.Builder authorized(HttpRequest.Builder request) {
-    return settings.key().isEmpty()
-        ? request
-        : request.header("Authorization", "Bearer " + settings.key());
-  }
-
-  private static boolean unreachable(Throwable error) {
-    return error instanceof ConnectException || error instanceof HttpConnectTimeoutException;
-  }
-
-  private static boolean broken(Throwable error) {
-    return error instanceof IOException
-        && !unreachable(error)
-        && !(error instanceof HttpTimeoutException)
-        && !(error.getCause() instanceof BoundedBody.TooLargeException);
+    String key = setup.settings.key();
+    return key.isEmpty() ? request : request.header("Authorization", "Bearer " + key);
   }
 
   private static Throwable unwrap(Throwable error) {
@@ -226,34 +469,75 @@ final class SidecarClient implements Closeable {
         : error;
   }
 
-  private SidecarException explain(Throwable wrapped, long limit) {
+  private static boolean causedBy(Throwable error, Class<? extends Throwable> kind) {
+    for (Throwable cause = error; cause != null; cause = cause.getCause()) {
+      if (kind.isInstance(cause)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  /**
+   * Gives an error its cause and its remedy.
+   *
+   * @param limit milliseconds that the whole call was allowed to take
+   */
+  private static SidecarException explain(Throwable wrapped, long limit) {
     Throwable error = unwrap(wrapped);
-    if (error instanceof BoundedBody.TooLargeException
-        || error.getCause() instanceof BoundedBody.TooLargeException) {
+    if (error instanceof SidecarException known) {
+      return known;
+    }
+    if (causedBy(error, BoundedBody.TooLargeException.class)) {
       return new SidecarException(
+          Failure.TOO_LONG,
           "The sidecar's answer is longer than allowed: lower the window, or raise "
-              + SidecarSettings.MAX_RESPONSE_SIZE.getKey(),
+              + key(SidecarSettings.MAX_RESPONSE_SIZE),
           error);
     }
-    if (unreachable(error)) {
+    if (causedBy(error, UnresolvedAddressException.class)) {
       return new SidecarException(
+          Failure.UNRESOLVED,
+          "No sidecar can be reached: a name in "
+              + key(SidecarSettings.URLS)
+              + " cannot be resolved, check it and the node's DNS",
+          error);
+    }
+    if (causedBy(error, SSLException.class)) {
+      return new SidecarException(
+          Failure.TLS,
+          "The TLS connection to the sidecar failed: check its certificate and "
+              + SidecarSettings.PREFIX
+              + "tls.*, see the node's log",
+          error);
+    }
+    if (error instanceof ConnectException || error instanceof HttpConnectTimeoutException) {
+      return new SidecarException(
+          Failure.UNREACHABLE,
           "No sidecar can be reached: check that one runs at the addresses of "
-              + SidecarSettings.URLS.getKey(),
+              + key(SidecarSettings.URLS),
           error);
     }
     if (error instanceof TimeoutException
         || error instanceof HttpTimeoutException
         || error instanceof CancellationException) {
       return new SidecarException(
+          Failure.TIMEOUT,
           "The sidecar did not answer within "
               + limit
               + " ms: lower window or passage_depth, or raise timeout (in the pipeline, at most "
-              + SidecarSettings.TIMEOUT.getKey()
+              + key(SidecarSettings.TIMEOUT)
               + ")",
           error);
     }
+    if (error instanceof IOException) {
+      return new SidecarException(
+          Failure.CONNECTION,
+          "The connection to the sidecar failed: see the node's log and the sidecar's",
+          error);
+    }
     return new SidecarException(
-        "The connection to the sidecar failed: see the node's log and the sidecar's", error);
+        Failure.INTERNAL, "Reranking failed within the plugin: see the node's log", error);
   }
 
   private static SidecarException refused(HttpResponse<byte[]> reply) {
@@ -271,7 +555,9 @@ final class SidecarClient implements Closeable {
     } else {
       remedy = "see its log";
     }
-    return new SidecarException("The sidecar answered HTTP " + status + ": " + remedy);
+    Failure failure =
+        status == 429 ? Failure.BUSY : status >= 500 ? Failure.UNAVAILABLE : Failure.REFUSED;
+    return new SidecarException(failure, "The sidecar answered HTTP " + status + ": " + remedy);
   }
 
   private static String key(Setting<?> setting) {

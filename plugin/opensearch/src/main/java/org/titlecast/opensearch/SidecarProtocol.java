@@ -178,6 +178,7 @@ final class SidecarProtocol {
 
   private static SidecarException nonsense(String why, @Nullable Throwable cause) {
     return new SidecarException(
+        SidecarException.Failure.UNUSABLE,
         "The sidecar's answer is unusable ("
             + why
             + "): check that plugin and sidecar are of the same version",

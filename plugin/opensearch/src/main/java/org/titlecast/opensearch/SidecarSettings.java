@@ -2,7 +2,11 @@ package org.titlecast.opensearch;
 
 import java.net.URI;
 import java.net.URISyntaxException;
+import java.nio.file.Path;
 import java.util.List;
+import java.util.stream.Stream;
+import javax.net.ssl.SSLContext;
+import org.opensearch.common.Nullable;
 import org.opensearch.common.settings.SecureSetting;
 import org.opensearch.common.settings.Setting;
 import org.opensearch.common.settings.Setting.Property;
@@ -23,6 +27,9 @@ import org.opensearch.core.common.unit.ByteSizeValue;
  * @param timeout limit for a whole call, whatever a pipeline asks for
  * @param maxResponseBytes limit for the body of an answer
  * @param maxInFlight limit for the calls under way at one time
+ * @param breakerFailures failed calls in a row after which a sidecar is left alone
+ * @param breakerCoolDown time between two probes of a sidecar that is left alone
+ * @param tls of {@code https} addresses; null: as Java does it by default
  * @param key bearer token; empty if the sidecar asks for none
  */
 record SidecarSettings(
@@ -31,6 +38,9 @@ record SidecarSettings(
     TimeValue timeout,
     int maxResponseBytes,
     int maxInFlight,
+    int breakerFailures,
+    TimeValue breakerCoolDown,
+    @Nullable SSLContext tls,
     String key) {
 
   static final String PREFIX = "title_rerank.sidecar.";
@@ -46,21 +56,24 @@ record SidecarSettings(
                   "[" + PREFIX + "urls] is empty: name at least one sidecar, or leave it out");
             }
           },
-          Property.NodeScope);
+          Property.NodeScope,
+          Property.Dynamic);
 
   static final Setting<TimeValue> CONNECT_TIMEOUT =
       Setting.timeSetting(
           PREFIX + "connect_timeout",
           TimeValue.timeValueMillis(200),
           TimeValue.timeValueMillis(1),
-          Property.NodeScope);
+          Property.NodeScope,
+          Property.Dynamic);
 
   static final Setting<TimeValue> TIMEOUT =
       Setting.timeSetting(
           PREFIX + "timeout",
           TimeValue.timeValueSeconds(2),
           TimeValue.timeValueMillis(1),
-          Property.NodeScope);
+          Property.NodeScope,
+          Property.Dynamic);
 
   static final Setting<ByteSizeValue> MAX_RESPONSE_SIZE =
       Setting.byteSizeSetting(
@@ -68,27 +81,113 @@ record SidecarSettings(
           new ByteSizeValue(4, ByteSizeUnit.MB),
           new ByteSizeValue(1, ByteSizeUnit.KB),
           new ByteSizeValue(256, ByteSizeUnit.MB),
-          Property.NodeScope);
+          Property.NodeScope,
+          Property.Dynamic);
 
   static final Setting<Integer> MAX_IN_FLIGHT =
-      Setting.intSetting(PREFIX + "max_in_flight", 64, 1, Property.NodeScope);
+      Setting.intSetting(PREFIX + "max_in_flight", 64, 1, Property.NodeScope, Property.Dynamic);
+
+  static final Setting<Integer> BREAKER_FAILURES =
+      Setting.intSetting(PREFIX + "breaker.failures", 5, 1, Property.NodeScope, Property.Dynamic);
+
+  static final Setting<TimeValue> BREAKER_COOL_DOWN =
+      Setting.timeSetting(
+          PREFIX + "breaker.cool_down",
+          TimeValue.timeValueSeconds(1),
+          TimeValue.timeValueMillis(10),
+          Property.NodeScope,
+          Property.Dynamic);
+
+  /** PEM files, relative to the node's configuration folder. */
+  static final Setting<String> TLS_AUTHORITIES = file("tls.certificate_authorities");
+
+  static final Setting<String> TLS_CERTIFICATE = file("tls.certificate");
+
+  static final Setting<String> TLS_KEY = file("tls.key");
 
   static final Setting<SecureString> KEY = SecureSetting.secureString(PREFIX + "key", null);
 
+  /** Those that may be changed while the node runs. */
+  static final List<Setting<?>> DYNAMIC =
+      List.of(
+          URLS,
+          CONNECT_TIMEOUT,
+          TIMEOUT,
+          MAX_RESPONSE_SIZE,
+          MAX_IN_FLIGHT,
+          BREAKER_FAILURES,
+          BREAKER_COOL_DOWN);
+
   static List<Setting<?>> all() {
-    return List.of(URLS, CONNECT_TIMEOUT, TIMEOUT, MAX_RESPONSE_SIZE, MAX_IN_FLIGHT, KEY);
+    return Stream.concat(
+            DYNAMIC.stream(), Stream.of(TLS_AUTHORITIES, TLS_CERTIFICATE, TLS_KEY, KEY))
+        .toList();
   }
 
-  /** Reads them once, while the keystore is still open. */
-  static SidecarSettings of(Settings settings) {
+  private static Setting<String> file(String name) {
+    return Setting.simpleString(PREFIX + name, Property.NodeScope);
+  }
+
+  /** Reads them all, while the keystore is open. */
+  static SidecarSettings of(Settings settings, Path configuration) {
+    return read(settings, tls(settings, configuration), key(settings));
+  }
+
+  /** These, but for the dynamic settings, which are as given or have their defaults. */
+  SidecarSettings withDynamic(Settings settings) {
+    return read(settings, tls, key);
+  }
+
+  /** These, with the keystore's key and the certificates' files read again. */
+  SidecarSettings withSecrets(Settings settings, Path configuration) {
+    return new SidecarSettings(
+        urls,
+        connectTimeout,
+        timeout,
+        maxResponseBytes,
+        maxInFlight,
+        breakerFailures,
+        breakerCoolDown,
+        tls(settings, configuration),
+        key(settings));
+  }
+
+  private static SidecarSettings read(Settings settings, @Nullable SSLContext tls, String key) {
+    return new SidecarSettings(
+        URLS.get(settings),
+        CONNECT_TIMEOUT.get(settings),
+        TIMEOUT.get(settings),
+        Math.toIntExact(MAX_RESPONSE_SIZE.get(settings).getBytes()),
+        MAX_IN_FLIGHT.get(settings),
+        BREAKER_FAILURES.get(settings),
+        BREAKER_COOL_DOWN.get(settings),
+        tls,
+        key);
+  }
+
+  @Nullable
+  private static SSLContext tls(Settings settings, Path configuration) {
+    Path authorities = path(TLS_AUTHORITIES, settings, configuration);
+    Path certificate = path(TLS_CERTIFICATE, settings, configuration);
+    Path key = path(TLS_KEY, settings, configuration);
+    if ((certificate == null) != (key == null)) {
+      throw new IllegalArgumentException(
+          "set both [" + TLS_CERTIFICATE.getKey() + "] and [" + TLS_KEY.getKey() + "], or neither");
+    }
+    return authorities == null && certificate == null
+        ? null
+        : Tls.context(authorities, certificate, key);
+  }
+
+  @Nullable
+  private static Path path(Setting<String> setting, Settings settings, Path configuration) {
+    String name = setting.get(settings);
+    return name.isEmpty() ? null : configuration.resolve(name);
+  }
+
+  private static String key(Settings settings) {
     try (SecureString key = KEY.get(settings)) {
-      return new SidecarSettings(
-          URLS.get(settings),
-          CONNECT_TIMEOUT.get(settings),
-          TIMEOUT.get(settings),
-          Math.toIntExact(MAX_RESPONSE_SIZE.get(settings).getBytes()),
-          MAX_IN_FLIGHT.get(settings),
-          header(key.toString().strip()));
+      return header(key.toString().strip());
     }
   }
 

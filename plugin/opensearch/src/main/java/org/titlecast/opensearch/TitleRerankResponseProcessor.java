@@ -23,6 +23,7 @@ import org.opensearch.common.xcontent.XContentHelper;
 import org.opensearch.core.action.ActionListener;
 import org.opensearch.core.common.bytes.BytesReference;
 import org.opensearch.core.rest.RestStatus;
+import org.opensearch.core.tasks.TaskCancelledException;
 import org.opensearch.core.xcontent.MediaType;
 import org.opensearch.core.xcontent.NamedXContentRegistry;
 import org.opensearch.ingest.ConfigurationUtils;
@@ -31,7 +32,7 @@ import org.opensearch.search.pipeline.AbstractProcessor;
 import org.opensearch.search.pipeline.PipelineProcessingContext;
 import org.opensearch.search.pipeline.Processor;
 import org.opensearch.search.pipeline.SearchResponseProcessor;
-import org.opensearch.tasks.Task;
+import org.titlecast.opensearch.SidecarException.Failure;
 import org.titlecast.opensearch.SidecarProtocol.Answer;
 import org.titlecast.opensearch.SidecarProtocol.Call;
 import org.titlecast.opensearch.SidecarProtocol.Candidate;
@@ -65,6 +66,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
   /** What the processors of one node share. */
   record Node(
       SidecarClient sidecar,
+      RerankStats stats,
       ThreadContext threadContext,
       Executor executor,
       NamedXContentRegistry registry) {}
@@ -224,6 +226,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
     try {
       List<Candidate> hits = read(response, read);
       if (hits.stream().allMatch(hit -> hit.title().isBlank() && hit.passage().isBlank())) {
+        node.stats().withoutText();
         return CompletableFuture.completedFuture(
             inEngineOrder(response, candidates, noText(read), started));
       }
@@ -232,20 +235,24 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
               .rerank(
                   new Call(candidates.queryText(), hits, passageDepth),
                   timeout,
-                  node.threadContext().getHeader(Task.X_OPAQUE_ID),
+                  Origin.of(node.threadContext()),
                   node.executor());
     } catch (RuntimeException e) {
       answer = CompletableFuture.failedFuture(e);
     }
     return answer
         .thenApply(
-            order ->
-                Reordering.reranked(
-                    response,
-                    order.hits(),
-                    candidates,
-                    millisSince(started),
-                    TitleRerankReport.applied(order, millisSince(started))))
+            order -> {
+              SearchResponse reranked =
+                  Reordering.reranked(
+                      response,
+                      order.hits(),
+                      candidates,
+                      millisSince(started),
+                      TitleRerankReport.applied(order, millisSince(started)));
+              node.stats().reranked(order.complete(), System.nanoTime() - started);
+              return reranked;
+            })
         .exceptionally(error -> withoutAnswer(response, candidates, asException(error), started));
   }
 
@@ -282,7 +289,14 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
 
   private SearchResponse withoutAnswer(
       SearchResponse response, Candidates candidates, Exception error, long started) {
+    Failure failure = error instanceof SidecarException known ? known.failure() : Failure.INTERNAL;
+    boolean cancelled = failure == Failure.CANCELLED;
+    boolean fails = onFailure == OnFailure.ERROR || cancelled;
     long now = System.nanoTime();
+    node.stats().failed(failure, fails, now - started);
+    if (cancelled) { // as the engine's own phases end; nobody waits for a page any more
+      throw new TaskCancelledException(error.getMessage());
+    }
     long until = quietUntil.get();
     if (now - until >= 0 && quietUntil.compareAndSet(until, now + QUIET_NANOS)) {
       logger.warn("a search was not reranked; more of these in the next minute stay silent", error);
@@ -293,7 +307,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
         error instanceof SidecarException
             ? error.getMessage()
             : "Reranking failed within the plugin: see the node's log";
-    if (onFailure == OnFailure.ERROR) {
+    if (fails) {
       // Without the cause, which may name the sidecar's address.
       throw new OpenSearchStatusException(reason, RestStatus.SERVICE_UNAVAILABLE);
     }

@@ -2,6 +2,7 @@ package org.titlecast.opensearch;
 
 import java.io.IOException;
 import java.io.UncheckedIOException;
+import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Collections;
 import java.util.HashMap;
@@ -53,7 +54,7 @@ final class Examples {
   static final NamedXContentRegistry REGISTRY = registry();
 
   private static NamedXContentRegistry registry() {
-    try (TitleRerankPlugin plugin = new TitleRerankPlugin(Settings.EMPTY)) {
+    try (TitleRerankPlugin plugin = new TitleRerankPlugin(Settings.EMPTY, Path.of("."))) {
       return new NamedXContentRegistry(
           new SearchModule(Settings.EMPTY, List.of(plugin)).getNamedXContents());
     }

@@ -32,6 +32,7 @@ final class FakeSidecar implements AutoCloseable {
   final List<Headers> greeted = new CopyOnWriteArrayList<>();
   private final ExecutorService threads = Executors.newCachedThreadPool();
   private final HttpServer server;
+  volatile boolean ready = true;
   private volatile Behaviour behaviour = FakeSidecar::reverse;
 
   FakeSidecar() {
@@ -46,7 +47,7 @@ final class FakeSidecar implements AutoCloseable {
         "/health",
         exchange -> {
           greeted.add(exchange.getRequestHeaders());
-          exchange.sendResponseHeaders(200, -1);
+          exchange.sendResponseHeaders(ready ? 200 : 503, -1);
           exchange.close();
         });
     server.start();

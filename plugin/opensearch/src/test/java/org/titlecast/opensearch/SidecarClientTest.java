@@ -8,7 +8,9 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.net.URI;
 import java.util.ArrayList;
+import java.util.HashMap;
 import java.util.List;
+import java.util.Map;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CompletionException;
 import java.util.concurrent.CountDownLatch;
@@ -16,12 +18,14 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicReference;
+import java.util.function.BooleanSupplier;
 import java.util.stream.Stream;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.opensearch.common.settings.Settings;
 import org.opensearch.common.unit.TimeValue;
 import org.titlecast.opensearch.SidecarProtocol.Answer;
 import org.titlecast.opensearch.SidecarProtocol.Call;
@@ -34,6 +38,8 @@ import org.titlecast.opensearch.SidecarProtocol.Placed;
 class SidecarClientTest {
   /** Long enough for any test that does not wait for it. */
   private static final TimeValue LONG = TimeValue.timeValueSeconds(20);
+
+  private static final long TASK = 7;
 
   private static final Call CALL =
       new Call(
@@ -62,6 +68,9 @@ class SidecarClientTest {
                 timeout,
                 bytes,
                 inFlight,
+                1_000,
+                TimeValue.timeValueMillis(50),
+                null,
                 "s3cret"));
     clients.add(client);
     return client;
@@ -72,7 +81,41 @@ class SidecarClientTest {
   }
 
   private CompletableFuture<Answer> ask(SidecarClient client, TimeValue timeout) {
-    return client.rerank(CALL, timeout, "opaque", executor);
+    return client.rerank(CALL, timeout, origin("opaque"), executor);
+  }
+
+  private static Origin origin(String id) {
+    Map<String, String> headers = new HashMap<>();
+    headers.put("X-Opaque-Id", id);
+    headers.put("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    return new Origin(TASK, headers);
+  }
+
+  /** A client that leaves a sidecar alone after two failures. */
+  private SidecarClient wary(String... urls) {
+    SidecarClient client = client(urls);
+    client.update(
+        client
+            .settings()
+            .withDynamic(
+                Settings.builder()
+                    .putList("title_rerank.sidecar.urls", urls)
+                    .put("title_rerank.sidecar.timeout", "20s")
+                    .put("title_rerank.sidecar.breaker.failures", 2)
+                    .put("title_rerank.sidecar.breaker.cool_down", "20ms")
+                    .build()));
+    return client;
+  }
+
+  @SuppressWarnings("unchecked")
+  private static Object known(SidecarClient client, int sidecar, String what) {
+    return ((List<Map<String, Object>>) client.toMap().get("sidecars")).get(sidecar).get(what);
+  }
+
+  private static void waitUntil(BooleanSupplier condition) throws InterruptedException {
+    while (!condition.getAsBoolean()) { // the class has a time limit
+      Thread.sleep(5);
+    }
   }
 
   private String failure(SidecarClient client, TimeValue timeout) {
@@ -101,6 +144,7 @@ class SidecarClientTest {
     FakeSidecar.Received request = sidecar.received.get(0);
     assertEquals("Bearer s3cret", request.headers().getFirst("Authorization"));
     assertEquals("opaque", request.headers().getFirst("X-Opaque-Id"));
+    assertTrue(request.headers().getFirst("traceparent").startsWith("00-0af7651916cd43dd"));
     assertEquals("application/json", request.headers().getFirst("Content-Type"));
     assertEquals("fox", request.body().get("query"));
     assertEquals(7, request.body().get("passage_depth"));
@@ -334,7 +378,7 @@ class SidecarClientTest {
   void handsOnOnlyHarmlessIds() {
     SidecarClient client = client(sidecar.url());
     for (String id : new String[] {null, "", "a\r\nX-Evil: 1", "é", "x".repeat(600)}) {
-      client.rerank(CALL, LONG, id, executor).join();
+      client.rerank(CALL, LONG, origin(id), executor).join();
       FakeSidecar.Received last = sidecar.received.get(sidecar.received.size() - 1);
       assertNull(last.headers().getFirst("X-Opaque-Id"));
     }
@@ -348,5 +392,185 @@ class SidecarClientTest {
     }
     assertEquals(1, sidecar.greeted.size());
     assertEquals("Bearer s3cret", sidecar.greeted.get(0).getFirst("Authorization"));
+  }
+
+  @ParameterizedTest
+  @CsvSource({"429, 2", "503, 2", "500, 2", "400, 1", "413, 1", "422, 1", "404, 1", "401, 1"})
+  void asksAnotherWhereThatMayHelp(int status, int asked) {
+    try (FakeSidecar second = new FakeSidecar()) {
+      sidecar.willSay(status, "");
+      second.willSay(status, "");
+      assertTrue(failure(client(sidecar.url(), second.url()), LONG).contains("HTTP " + status));
+      assertEquals(asked, sidecar.received.size() + second.received.size());
+    }
+  }
+
+  @Test
+  void anAnswerOfAnotherIsTaken() {
+    try (FakeSidecar second = new FakeSidecar()) {
+      second.willSay(429, "");
+      SidecarClient client = client(sidecar.url(), second.url());
+      for (int i = 0; i < 4; i++) {
+        assertEquals("fake", ask(client, LONG).join().model());
+      }
+      assertEquals(4, sidecar.received.size());
+      assertEquals(2, second.received.size());
+      second.willSay(200, "nonsense");
+      for (int i = 0; i < 4; i++) {
+        assertEquals("fake", ask(client, LONG).join().model());
+      }
+    }
+  }
+
+  @Test
+  void theLeastBusySidecarIsAsked() throws Exception {
+    CountDownLatch go = new CountDownLatch(1);
+    sidecar.will(
+        (exchange, request) -> {
+          go.await();
+          FakeSidecar.reverse(exchange, request);
+        });
+    try (FakeSidecar second = new FakeSidecar()) {
+      SidecarClient client = client(sidecar.url(), second.url());
+      CompletableFuture<Answer> held = ask(client, LONG);
+      waitUntil(() -> sidecar.received.size() == 1);
+      for (int i = 0; i < 5; i++) {
+        ask(client, LONG).join();
+      }
+      assertEquals(5, second.received.size());
+      assertEquals(1, known(client, 0, "in_flight"));
+      go.countDown();
+      held.join();
+    }
+  }
+
+  @Test
+  void leavesAFailingSidecarAloneUntilItIsWell() throws Exception {
+    SidecarClient client = wary(sidecar.url());
+    sidecar.willSay(500, "");
+    sidecar.ready = false;
+    failure(client, LONG);
+    assertEquals("closed", known(client, 0, "breaker"));
+    failure(client, LONG);
+    assertEquals("open", known(client, 0, "breaker"));
+    assertTrue(failure(client, LONG).contains("left alone"));
+    assertEquals(2, sidecar.received.size(), "no search is sent there");
+    waitUntil(() -> sidecar.greeted.size() >= 2); // it is probed, and not well
+    assertEquals("open", known(client, 0, "breaker"));
+
+    sidecar.ready = true; // but its answers are as bad as before
+    waitUntil(() -> known(client, 0, "breaker").equals("half_open"));
+    assertTrue(failure(client, LONG).contains("HTTP 500"));
+    assertEquals("open", known(client, 0, "breaker"), "one failure is enough by now");
+
+    sidecar.will(FakeSidecar::reverse);
+    waitUntil(() -> known(client, 0, "breaker").equals("half_open"));
+    assertEquals("fake", ask(client, LONG).join().model());
+    assertEquals("closed", known(client, 0, "breaker"));
+    assertEquals(0, known(client, 0, "failures_in_a_row"));
+    assertEquals(3L, known(client, 0, "failures"));
+    assertEquals(4L, known(client, 0, "calls"));
+  }
+
+  @Test
+  void whatTheCallerIsToBlameForOpensNoBreaker() {
+    SidecarClient client = wary(sidecar.url());
+    for (int status : new int[] {400, 413, 422, 429, 401, 404, 413, 422, 429}) {
+      sidecar.willSay(status, "");
+      assertTrue(failure(client, LONG).contains("HTTP " + status));
+    }
+    // Nor does a pipeline that gives less time than a connection may take (here: 5 s).
+    sidecar.will((exchange, request) -> Thread.sleep(20_000));
+    for (int i = 0; i < 3; i++) {
+      failure(client, TimeValue.timeValueMillis(20));
+    }
+    assertEquals("closed", known(client, 0, "breaker"));
+  }
+
+  @Test
+  void aSidecarThatHangsIsLeftAlone() {
+    SidecarClient client = wary(sidecar.url());
+    client.update(
+        client
+            .settings()
+            .withDynamic(
+                Settings.builder()
+                    .put("title_rerank.sidecar.urls", sidecar.url())
+                    .put("title_rerank.sidecar.connect_timeout", "20ms")
+                    .put("title_rerank.sidecar.breaker.failures", 2)
+                    .put("title_rerank.sidecar.breaker.cool_down", "1h")
+                    .build()));
+    sidecar.will((exchange, request) -> Thread.sleep(20_000));
+    failure(client, TimeValue.timeValueMillis(300));
+    failure(client, TimeValue.timeValueMillis(300));
+    assertTrue(failure(client, LONG).contains("left alone"));
+  }
+
+  @Test
+  void aCancelledSearchHangsUp() throws Exception {
+    CountDownLatch gone = new CountDownLatch(1);
+    sidecar.will(
+        (exchange, request) -> {
+          exchange.sendResponseHeaders(200, 0);
+          try {
+            while (true) {
+              exchange.getResponseBody().write(' ');
+              exchange.getResponseBody().flush();
+              Thread.sleep(20);
+            }
+          } finally {
+            gone.countDown();
+          }
+        });
+    SidecarClient client = client(sidecar.url());
+    CompletableFuture<Answer> answer = ask(client, LONG);
+    waitUntil(() -> sidecar.received.size() == 1);
+    client.cancel(TASK + 1); // somebody else
+    assertFalse(answer.isDone());
+    client.cancel(TASK);
+    CompletionException failed = assertThrows(CompletionException.class, answer::join);
+    assertEquals(
+        SidecarException.Failure.CANCELLED, ((SidecarException) failed.getCause()).failure());
+    assertTrue(gone.await(10, TimeUnit.SECONDS), "the connection is closed");
+    assertEquals(0, client.toMap().get("in_flight"));
+    client.cancel(TASK); // late
+  }
+
+  @Test
+  void aSearchThatIsCancelledAlreadyIsNotSentOn() {
+    SidecarClient client = client(sidecar.url());
+    client.askWhetherCancelled(task -> task == TASK);
+    assertTrue(failure(client, LONG).contains("cancelled"));
+  }
+
+  @Test
+  void takesOverNewSettings() throws Exception {
+    SidecarClient client = client(FakeSidecar.nobody());
+    failure(client, LONG);
+    try (FakeSidecar second = new FakeSidecar()) {
+      for (String connect : new String[] {"5s", "4s"}) { // the second needs a client of its own
+        client.update(
+            client
+                .settings()
+                .withDynamic(
+                    Settings.builder()
+                        .putList("title_rerank.sidecar.urls", sidecar.url(), second.url())
+                        .put("title_rerank.sidecar.connect_timeout", connect)
+                        .build()));
+        ask(client, LONG).join();
+        ask(client, LONG).join();
+      }
+      assertEquals(2, sidecar.received.size());
+      assertEquals(2, second.received.size());
+      assertEquals(2L, known(client, 0, "calls"), "an address that stays keeps its figures");
+      assertEquals("s3cret", client.settings().key());
+    }
+  }
+
+  @Test
+  void namesThatNobodyKnowsAreTold() {
+    String message = failure(client("http://no-such-host.invalid:1"), LONG);
+    assertTrue(message.contains("cannot be resolved"), message);
+    assertFalse(message.contains("no-such-host"), message);
   }
 }

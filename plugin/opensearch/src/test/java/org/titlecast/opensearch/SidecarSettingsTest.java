@@ -7,6 +7,7 @@ import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.io.InputStream;
 import java.net.URI;
+import java.nio.file.Path;
 import java.util.List;
 import java.util.Set;
 import org.junit.jupiter.api.Test;
@@ -19,13 +20,15 @@ import org.opensearch.common.unit.TimeValue;
 import org.opensearch.core.common.settings.SecureString;
 
 class SidecarSettingsTest {
+  private static final Path HERE = Path.of(".");
+
   private static SidecarSettings read(String key, String... values) {
-    return SidecarSettings.of(Settings.builder().putList(key, values).build());
+    return SidecarSettings.of(Settings.builder().putList(key, values).build(), HERE);
   }
 
   @Test
   void hasDefaults() {
-    SidecarSettings settings = SidecarSettings.of(Settings.EMPTY);
+    SidecarSettings settings = SidecarSettings.of(Settings.EMPTY, HERE);
     assertEquals(
         new SidecarSettings(
             List.of(URI.create("http://localhost:8900")),
@@ -33,6 +36,9 @@ class SidecarSettingsTest {
             TimeValue.timeValueSeconds(2),
             4 * 1024 * 1024,
             64,
+            5,
+            TimeValue.timeValueSeconds(1),
+            null,
             ""),
         settings);
   }
@@ -76,29 +82,34 @@ class SidecarSettingsTest {
     "timeout, -1",
     "max_response_size, 1b",
     "max_response_size, 1gb",
-    "max_in_flight, 0"
+    "max_in_flight, 0",
+    "breaker.failures, 0",
+    "breaker.cool_down, 0ms",
+    "tls.certificate, node.pem",
+    "tls.key, node.key",
+    "tls.certificate_authorities, no-such-file.pem"
   })
   void refusesWhatCannotWork(String name, String value) {
     Settings settings = Settings.builder().put(SidecarSettings.PREFIX + name, value).build();
-    assertThrows(IllegalArgumentException.class, () -> SidecarSettings.of(settings));
+    assertThrows(IllegalArgumentException.class, () -> SidecarSettings.of(settings, HERE));
   }
 
   @Test
   void readsTheKeyFromTheKeystoreAndShowsItToNobody() {
     Settings settings = Settings.builder().setSecureSettings(new Keystore("s3cret")).build();
-    assertEquals("s3cret", SidecarSettings.of(settings).key());
-    assertFalse(SidecarSettings.of(settings).toString().contains("s3cret"));
+    assertEquals("s3cret", SidecarSettings.of(settings, HERE).key());
+    assertFalse(SidecarSettings.of(settings, HERE).toString().contains("s3cret"));
     Settings plain = Settings.builder().put("title_rerank.sidecar.key", "s3cret").build();
-    assertThrows(IllegalArgumentException.class, () -> SidecarSettings.of(plain));
+    assertThrows(IllegalArgumentException.class, () -> SidecarSettings.of(plain, HERE));
   }
 
   @Test
   void refusesAKeyThatNoHeaderCanCarry() {
     Settings padded = Settings.builder().setSecureSettings(new Keystore("s3cret\n")).build();
-    assertEquals("s3cret", SidecarSettings.of(padded).key());
+    assertEquals("s3cret", SidecarSettings.of(padded, HERE).key());
     for (String key : List.of("two words", "a\nb", "schlüssel")) {
       Settings settings = Settings.builder().setSecureSettings(new Keystore(key)).build();
-      assertThrows(IllegalArgumentException.class, () -> SidecarSettings.of(settings));
+      assertThrows(IllegalArgumentException.class, () -> SidecarSettings.of(settings, HERE));
     }
   }
 

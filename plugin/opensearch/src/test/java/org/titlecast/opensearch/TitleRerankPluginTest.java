@@ -4,6 +4,7 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNotNull;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.nio.file.Path;
 import java.util.List;
 import java.util.Set;
 import org.junit.jupiter.api.Test;
@@ -29,7 +30,7 @@ class TitleRerankPluginTest {
 
   @Test
   void registersBothProcessors() throws Exception {
-    try (TitleRerankPlugin plugin = new TitleRerankPlugin(Settings.EMPTY)) {
+    try (TitleRerankPlugin plugin = new TitleRerankPlugin(Settings.EMPTY, Path.of("."))) {
       var requests = plugin.getRequestProcessors(parameters());
       var responses = plugin.getResponseProcessors(parameters());
       assertEquals(Set.of("title_rerank_candidates"), requests.keySet());
@@ -45,9 +46,9 @@ class TitleRerankPluginTest {
 
   @Test
   void registersItsSettings() {
-    try (TitleRerankPlugin plugin = new TitleRerankPlugin(Settings.EMPTY)) {
+    try (TitleRerankPlugin plugin = new TitleRerankPlugin(Settings.EMPTY, Path.of("."))) {
       List<Setting<?>> settings = plugin.getSettings();
-      assertEquals(6, settings.size());
+      assertEquals(11, settings.size());
       for (Setting<?> setting : settings) {
         assertTrue(setting.getKey().startsWith("title_rerank.sidecar."), setting.getKey());
         assertTrue(setting.hasNodeScope(), setting.getKey());
@@ -60,7 +61,8 @@ class TitleRerankPluginTest {
     try (FakeSidecar sidecar = new FakeSidecar();
         TitleRerankPlugin plugin =
             new TitleRerankPlugin(
-                Settings.builder().put("title_rerank.sidecar.urls", sidecar.url()).build())) {
+                Settings.builder().put("title_rerank.sidecar.urls", sidecar.url()).build(),
+                Path.of("."))) {
       plugin.onNodeStarted(null);
       for (int i = 0; i < 100 && sidecar.greeted.isEmpty(); i++) {
         Thread.sleep(50);

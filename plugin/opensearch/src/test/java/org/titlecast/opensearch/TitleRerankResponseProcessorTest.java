@@ -48,6 +48,7 @@ class TitleRerankResponseProcessorTest {
   private final ThreadContext threadContext = new ThreadContext(Settings.EMPTY);
   private final ExecutorService executor = Executors.newCachedThreadPool();
   private final PipelineProcessingContext context = Examples.context();
+  private final RerankStats stats = new RerankStats();
   private SidecarClient client;
 
   @BeforeEach
@@ -60,6 +61,9 @@ class TitleRerankResponseProcessorTest {
                 TimeValue.timeValueSeconds(20),
                 100_000,
                 4,
+                1_000,
+                TimeValue.timeValueMillis(50),
+                null,
                 ""));
   }
 
@@ -74,7 +78,7 @@ class TitleRerankResponseProcessorTest {
     return Examples.create(
         TitleRerankResponseProcessor.factory(
             new TitleRerankResponseProcessor.Node(
-                client, threadContext, executor, Examples.REGISTRY)),
+                client, stats, threadContext, executor, Examples.REGISTRY)),
         config);
   }
 
@@ -329,7 +333,11 @@ class TitleRerankResponseProcessorTest {
         assertThrows(
             OpenSearchStatusException.class,
             () ->
-                search("{}", "{'on_failure': 'error'}", PAGE, Examples.response(Examples.hits(4))));
+                search(
+                    "{}",
+                    "{'on_failure': 'error', 'timeout': '20s'}",
+                    PAGE,
+                    Examples.response(Examples.hits(4))));
     assertEquals(RestStatus.SERVICE_UNAVAILABLE, failed.status());
     assertEquals("The sidecar answered HTTP 500: Broken: mend it.", failed.getMessage());
   }
