@@ -81,3 +81,19 @@ def test_a_text_of_megabytes_is_cut_unseen_and_counted(tokenizer):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="not complete"):
         Tokenizer(tmp_path / "tokenizer.json")
+
+
+@given(st.text(max_size=100) | words)
+@settings(deadline=None)
+def test_tokens_are_counted_whole_and_found_where_they_start(tokenizer, text):
+    (count,) = tokenizer.count([text])
+    (encoded,) = tokenizer.encode([text], 1000)
+    assert count == len(encoded.ids) - 2
+    starts = tokenizer.starts(text).tolist()
+    assert len(starts) == count
+    assert starts == sorted(starts)
+    assert all(0 <= start < len(text) for start in starts)
+
+
+def test_a_token_starts_at_a_character_not_at_a_byte(tokenizer):
+    assert tokenizer.starts("merge\ud800 é𝄞 sorted lists").tolist()[-2:] == [10, 17]
