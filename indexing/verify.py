@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from opensearchpy import OpenSearch
 from opensearchpy.exceptions import NotFoundError
 
 from indexing.bulk import KEY_BYTES, Action, IndexingError, source_of
+from indexing.mapping import VECTOR
 
 SAMPLES = 100
 _AT_ONCE = 10  # documents fetched with one request: each can be large
@@ -125,8 +127,14 @@ def _sample(action: Action) -> Sample:
 
 def _digests(source: dict[str, Any]) -> dict[str, str]:
     return {
-        name: hashlib.blake2b(
-            json.dumps(value, sort_keys=True).encode(), digest_size=KEY_BYTES
-        ).hexdigest()
+        name: hashlib.blake2b(_written(name, value), digest_size=KEY_BYTES).hexdigest()
         for name, value in source.items()
     }
+
+
+def _written(name: str, value: object) -> bytes:
+    if name == VECTOR and isinstance(value, list):
+        # The k-NN plugin may keep the numbers only and write them anew, to another digit.
+        with contextlib.suppress(TypeError, ValueError):
+            return np.asarray(value, np.float32).tobytes()
+    return json.dumps(value, sort_keys=True).encode()

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexing import load as load_module
-from indexing.bulk import IndexingError
+from indexing import verify
+from indexing.bulk import Action, IndexingError, prepare
 from indexing.checkpoint import Checkpoint, State
 from indexing.deadletter import entries
 from indexing.load import Options, Progress, Summary, load
@@ -307,6 +308,17 @@ def test_vectors_are_made_in_batches_and_sent_with_their_documents(tmp_path: Pat
     assert summary.verified
     assert sum(sizes) == 700
     assert max(sizes) <= 256
+    # The k-NN plugin may give other digits of the same numbers.
+    for one in index.documents.values():
+        one["vector"][1] += 1e-10
+    found = [verify.Samples(), verify.Samples()]
+    for samples, value in zip(found, (0.1, 0.2), strict=True):
+        document = Document("7", "title 7", "text", vector=(7.0, value))
+        action = prepare(document)
+        assert isinstance(action, Action)
+        samples.add([action])
+    assert verify.compare(client, "i", found[0]) == []
+    assert verify.compare(client, "i", found[1]) == ["field 'vector' of document '7' differs"]
     for number in (0, 1, 699):
         assert np.float32(index.documents[str(number)]["vector"][1]) == np.float32(0.1)
         assert index.documents[str(number)]["vector"][0] == number
