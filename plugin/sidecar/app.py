@@ -42,6 +42,7 @@ from plugin.sidecar.protocol import (
     WireStage,
 )
 from plugin.sidecar.settings import Settings
+from reranker.lru import CacheUse
 from reranker.records import Hit, RankedHit, RerankResult
 
 __all__ = ["Reranker", "Sidecar", "build_app"]
@@ -84,6 +85,7 @@ class Sidecar:
         self.metrics = Metrics()
         self.line = Line(settings.max_concurrent, settings.max_waiting, settings.max_waiting_tokens)
         self.failure: Exception | None = None  # why the first models could not be loaded
+        self._cache_seen: dict[str, CacheUse] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._leaving = False
         self._closing = False
@@ -141,9 +143,20 @@ class Sidecar:
     async def _load(self) -> None:
         before = self.models.current
         loaded = await self.models.reload()
+        self._cache_seen.clear()  # theirs count from nothing
         if before is not None and before.hash != loaded.hash:
             self._describe(before, 0)
         self._describe(loaded, 1)
+
+    def _count_caches(self) -> None:
+        loaded = self.models.current
+        if loaded is None:
+            return
+        for stage, use in loaded.caches().items():
+            seen = self._cache_seen.get(stage, CacheUse(0, 0, 0, 0))
+            self.metrics.cache_hits.labels(stage).inc(use.hits - seen.hits)
+            self.metrics.cache_misses.labels(stage).inc(use.misses - seen.misses)
+            self._cache_seen[stage] = use
 
     def _describe(self, loaded: Loaded, value: int) -> None:
         self.metrics.model.labels(loaded.reranker.name, loaded.hash, version()).set(value)
@@ -181,6 +194,7 @@ class Sidecar:
                 status, str(error), {"Retry-After": str(error.retry_after)}
             ) from error
         self.metrics.count_search(result.stages, result.complete)
+        self._count_caches()
         milliseconds = _ms_since(arrived)
         _log.info(
             "search %r: %d hits in %.1f ms%s",

@@ -74,6 +74,14 @@ class Metrics:
             "titlecast_truncated_texts", "Texts of which not every token was read", ["stage"],
             registry=registry,
         )  # fmt: skip
+        self.cache_hits = Counter(
+            "titlecast_cache_hits", "Texts found among those that were read before", ["stage"],
+            registry=registry,
+        )  # fmt: skip
+        self.cache_misses = Counter(
+            "titlecast_cache_misses", "Texts that were not among those", ["stage"],
+            registry=registry,
+        )  # fmt: skip
         self.skipped = Counter(
             "titlecast_deadline_skipped_passages", "Passages left unread, as the time was used up",
             registry=registry,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from reranker import Cascade
+from reranker.lru import CacheUse
 from reranker.records import Hit, RerankResult
 from reranker.stages import SHIPPED
 
@@ -51,6 +52,7 @@ class Loaded(NamedTuple):
 
     reranker: Reranker
     hash: str = ""
+    caches: Callable[[], dict[str, CacheUse]] = dict  # by stage, how they were used so far
 
 
 class Models:
@@ -96,7 +98,11 @@ def folder_models(
     def load() -> Loaded:
         # Hashed first: a folder that changes meanwhile is then not passed off as the new one.
         found = hash_models(folder or SHIPPED)
-        return Loaded(Cascade.load(folder, threads, cache_mb, passage_cache_mb), found)
+        cascade = Cascade.load(folder, threads, cache_mb, passage_cache_mb)
+        stages = {"title": cascade.title, "passage": cascade.passage}
+        return Loaded(
+            cascade, found, lambda: {name: stage.cache_use for name, stage in stages.items()}
+        )
 
     return Models(load)
 

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import trustme
 
 from plugin.sidecar.settings import Settings, SettingsError, load_settings
 
@@ -98,3 +99,78 @@ def test_a_key_and_a_key_file_are_one_too_many(
     monkeypatch.setenv("TITLECAST_API_KEY_FILE", str(tmp_path / "none"))
     with pytest.raises(SettingsError, match="not both"):
         load_settings()
+
+
+def test_options_come_before_the_environment_and_that_before_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings"
+    file.write_text("# limits\nTITLECAST_PORT=1\nTITLECAST_MAX_HITS=2\nTITLECAST_WORKERS=3\n")
+    monkeypatch.setenv("TITLECAST_MAX_HITS", "20")
+    monkeypatch.setenv("TITLECAST_WORKERS", "30")
+    settings = load_settings(file, workers=300 - 100)
+    assert (settings.port, settings.max_hits, settings.workers) == (1, 20, 200)
+    monkeypatch.setenv("TITLECAST_CONFIG", str(file))
+    assert load_settings().port == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"TITLECAST_MAX_HIT=7", "no setting TITLECAST_MAX_HIT:"),
+        (b"TITLECAST_MAX_HITS=none", "TITLECAST_MAX_HITS cannot be used"),
+    ],
+)
+def test_a_file_that_cannot_be_is_named(tmp_path: Path, content: bytes | None, words: str) -> None:
+    file = tmp_path / "settings"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingsError) as error:
+        load_settings(file)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_several_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TITLECAST_API_KEY", "old  new")
+    keys = load_settings().keys
+    assert len(keys) == 2
+    assert keys.admit(b"Bearer new")
+    monkeypatch.setenv("TITLECAST_API_KEY", " ")  # meant to keep somebody out
+    with pytest.raises(SettingsError, match="visible ASCII"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tls_cert": "cert"}, "TLS_CERT and TITLECAST_TLS_KEY together"),
+        ({"tls_key": "key"}, "together"),
+        ({"tls_client_ca": "ca"}, "TLS_CLIENT_CA needs"),
+        ({"tls_cert": "cert", "tls_key": "none"}, "TLS files cannot be used"),
+        ({"tls_cert": "text", "tls_key": "key"}, "TLS files cannot be used"),
+        ({"tls_cert": "cert", "tls_key": "other"}, "must belong to the certificate"),
+        ({"tls_cert": "cert", "tls_key": "key", "tls_client_ca": "text"}, "_TLS_CLIENT_CA"),
+    ],
+    ids=str,
+)
+def test_tls_files_are_checked_before_it_starts(
+    tmp_path: Path, given: dict[str, str], words: str
+) -> None:
+    ca = trustme.CA()
+    for cert, key in (("cert", "key"), ("another", "other")):
+        issued = ca.issue_cert("localhost")
+        (tmp_path / cert).write_bytes(issued.cert_chain_pems[0].bytes())
+        (tmp_path / key).write_bytes(issued.private_key_pem.bytes())
+    (tmp_path / "text").write_text("no certificate")
+    with pytest.raises(SettingsError) as error:
+        load_settings(**{name: tmp_path / file for name, file in given.items()})
+    assert words in str(error.value)
+
+
+def test_every_setting_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for name in (*Settings.model_fields, "config"):
+        assert f"`TITLECAST_{name.upper()}`" in text, name

@@ -24,6 +24,7 @@ from plugin.sidecar.models import Loaded, Models, hash_models
 from plugin.sidecar.server import Server, limited_protocol
 from plugin.sidecar.settings import load_settings
 from reranker import RerankResult, StageReport
+from reranker.lru import CacheUse
 from tests.plugin.sidecar.fakes import (
     Gated,
     background,
@@ -153,6 +154,18 @@ def test_what_happened_is_counted() -> None:
             client.get("/metrics").text,
             re.MULTILINE,
         )
+
+
+def test_cache_hits_are_counted_across_models() -> None:
+    use = {"title": CacheUse(5, 7, 1, 1)}
+    app = build_app(Models(lambda: Loaded(opened(), "", lambda: dict(use))), load_settings())
+    with serving(app) as client:
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        for hits in (5, 6, 16):
+            use["title"] = CacheUse(hits, 7, 1, 1)
+            client.post("/rerank", json=search())
+        assert sample(client, 'titlecast_cache_hits_total{stage="title"}') == 16
+        assert sample(client, 'titlecast_cache_misses_total{stage="title"}') == 7
 
 
 # Readiness, draining, other models.

@@ -1,0 +1,248 @@
+"""Load on the real sidecar process: what happens at and far beyond what the machine can carry.
+
+    python -m tests.benchmarks.bench_load
+
+An open-loop generator: searches come when they come (Poisson arrivals), whether or not the ones
+before were answered, as users do. First the capacity is measured, with as many callers as cores
+and half as many again, each asking again as soon as it is answered; then 0.5, 1, 2 and 10 times
+that. Nine searches in ten are small (20 hits, 5 passages), one is large (100 hits, 20 passages).
+
+The generator and the sidecar share the machine's cores: what is printed is a lower bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from plugin.sidecar.process import SidecarProcess, free_port
+from reranker.runtime import usable_cores
+
+WORDS = [
+    "merge",
+    "sorted",
+    "list",
+    "python",
+    "heap",
+    "queue",
+    "module",
+    "file",
+    "read",
+    "write",
+    "line",
+    "open",
+    "close",
+    "number",
+    "string",
+    "search",
+    "engine",
+    "title",
+    "passage",
+    "iterator",
+    "generator",
+    "returns",
+    "keeps",
+    "order",
+    "input",
+    "output",
+    "several",
+]
+LARGE_SHARE = 0.1
+
+
+class Body(NamedTuple):
+    """A search, ready to be sent."""
+
+    large: bool
+    data: bytes
+
+
+class Outcome(NamedTuple):
+    """What became of one search; status 0 where no answer came."""
+
+    large: bool
+    status: int
+    seconds: float
+    complete: bool
+    passages: int
+
+
+class Callers:
+    """Connections to one sidecar, used again."""
+
+    def __init__(self, port: int, limit_seconds: float) -> None:
+        self._port = port
+        self._limit = limit_seconds
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def ask(self, body: Body) -> Outcome:
+        """Send one search and wait for what comes of it."""
+        begun = time.perf_counter()
+        try:
+            status, answer = await asyncio.wait_for(self._exchange(body.data), self._limit)
+        except (OSError, asyncio.TimeoutError, asyncio.IncompleteReadError):
+            return Outcome(body.large, 0, time.perf_counter() - begun, False, 0)
+        seconds = time.perf_counter() - begun
+        if status != 200:
+            return Outcome(body.large, status, seconds, False, 0)
+        said = json.loads(answer)
+        passages = sum(s["scored"] for s in said["stages"] if s["name"] == "passage")
+        return Outcome(body.large, status, seconds, said["complete"], passages)
+
+    async def memory(self) -> float:
+        """The sidecar's resident memory in MB."""
+        _, text = await self._exchange(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        for line in text.decode().splitlines():
+            if line.startswith("process_resident_memory_bytes "):
+                return float(line.split()[1]) / 1e6
+        return float("nan")
+
+    async def close(self) -> None:
+        """Close what is idle, which is all once nobody asks."""
+        for _, writer in self._idle:
+            writer.close()
+            await writer.wait_closed()
+
+    async def _exchange(self, data: bytes) -> tuple[int, bytes]:
+        reader, writer = (
+            self._idle.pop()
+            if self._idle
+            else await asyncio.open_connection("127.0.0.1", self._port)
+        )
+        try:
+            writer.write(data)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            answer = await reader.readexactly(length)
+        except BaseException:
+            writer.close()
+            raise
+        self._idle.append((reader, writer))
+        return int(head.split()[1]), answer
+
+
+def make_body(rng: random.Random, deadline_ms: float | None) -> Body:
+    """Make a search like no other, so that nothing can be remembered."""
+    large = rng.random() < LARGE_SHARE
+    hits, depth = (100, 20) if large else (20, 5)
+    search = {
+        "query": " ".join(rng.choices(WORDS, k=4)),
+        "hits": [
+            {
+                "id": str(place),
+                "title": " ".join(rng.choices(WORDS, k=6)),
+                "passage": " ".join(rng.choices(WORDS, k=100)),
+                "score": hits - place,
+            }
+            for place in range(hits)
+        ],
+        "passage_depth": depth,
+        "deadline_ms": deadline_ms,
+    }
+    data = json.dumps(search).encode()
+    head = (
+        "POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n"
+    )
+    return Body(large, head.encode() + data)
+
+
+async def closed_loop(callers: Callers, bodies: Sequence[Body], seconds: float) -> float:
+    """Searches a second with few callers, each asking again once it is answered."""
+    end = time.perf_counter() + seconds
+    done = 0
+
+    async def caller(number: int) -> None:
+        nonlocal done
+        place = number
+        while time.perf_counter() < end:
+            outcome = await callers.ask(bodies[place % len(bodies)])
+            done += outcome.status == 200
+            place += 7
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(caller(n) for n in range(usable_cores() + usable_cores() // 2)))
+    return done / (time.perf_counter() - begun)
+
+
+async def open_loop(
+    callers: Callers, bodies: Sequence[Body], rate: float, seconds: float, rng: random.Random
+) -> list[Outcome]:
+    """Searches at a rate, whatever becomes of those before."""
+    asked: list[asyncio.Task[Outcome]] = []
+    begun = time.perf_counter()
+    moment = 0.0
+    while (moment := moment + rng.expovariate(rate)) < seconds:
+        await asyncio.sleep(max(0.0, begun + moment - time.perf_counter()))
+        asked.append(asyncio.ensure_future(callers.ask(bodies[len(asked) % len(bodies)])))
+    return list(await asyncio.gather(*asked))
+
+
+def row(
+    factor: float, seconds: float, deadline_ms: float, found: Sequence[Outcome], memory: float
+) -> str:
+    """One line of the table."""
+    answered = [outcome for outcome in found if outcome.status == 200]
+    good = [outcome for outcome in answered if outcome.seconds * 1000 <= deadline_ms]
+    statuses = Counter(outcome.status for outcome in found)
+    times = np.array([outcome.seconds * 1000 for outcome in answered] or [np.nan])
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    shares = []
+    for large in (False, True):
+        asked = [outcome for outcome in found if outcome.large is large]
+        shares.append(sum(o.status == 200 for o in asked) / max(len(asked), 1))
+    passages = sum(outcome.passages for outcome in good) / seconds
+    complete = sum(outcome.complete for outcome in answered) / max(len(answered), 1)
+    other = len(found) - statuses[200] - statuses[429] - statuses[503]
+    return (
+        f"| {factor:g}x | {len(found) / seconds:.1f} | {len(good) / seconds:.1f} | {passages:.0f} "
+        f"| {complete:.0%} | {statuses[429]} / {statuses[503]} / {other} "
+        f"| {shares[0]:.0%} / {shares[1]:.0%} | {p50:.0f} | {p95:.0f} | {p99:.0f} | {memory:.0f} |"
+    )
+
+
+async def measure(arguments: argparse.Namespace, port: int) -> None:
+    """Measure the capacity, then every factor, and print the table."""
+    rng = random.Random(0)
+    bodies = [make_body(rng, None) for _ in range(200)]
+    hurried = [make_body(rng, arguments.deadline_ms) for _ in range(500)]
+    callers = Callers(port, limit_seconds=arguments.deadline_ms / 1000 + 5)
+    await closed_loop(callers, bodies, arguments.seconds / 4)  # to warm up
+    capacity = await closed_loop(callers, bodies, arguments.seconds)
+    print(f"capacity: {capacity:.1f} searches/s; memory {await callers.memory():.0f} MB")
+    print(
+        "| load | asked/s | in time/s | passages/s | complete | 429 / 503 / other "
+        "| answered small / large | p50 ms | p95 | p99 | MB |"
+    )
+    print("| --- " * 11 + "|")
+    for factor in arguments.factors:
+        found = await open_loop(callers, hurried, factor * capacity, arguments.seconds, rng)
+        memory = await callers.memory()
+        print(row(factor, arguments.seconds, arguments.deadline_ms, found, memory), flush=True)
+    await callers.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start a sidecar, load it, print what came of it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=30, help="of each load")
+    parser.add_argument("--deadline-ms", type=float, default=2000, help="of every search")
+    parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 1, 2, 10])
+    arguments = parser.parse_args(argv)
+    port = free_port()
+    with SidecarProcess("127.0.0.1", port) as sidecar:
+        print(sidecar.wait(), file=sys.stderr)
+        asyncio.run(measure(arguments, port))
+
+
+if __name__ == "__main__":
+    main()
