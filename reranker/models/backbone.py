@@ -30,7 +30,9 @@ def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
     Raises OSError where the hub cannot be reached or does not know the name.
     """
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # loading takes a moment and is no news
     source = str(find_backbone(name))
     model = AutoModel.from_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)

@@ -33,6 +33,8 @@ def restore(folder: Path, backbone: str) -> BroadcastEncoder:
         raise ValueError(f"{folder} holds no model of the broadcast architecture")
     found = load_backbone(backbone)
     biases = sorted(int(n.split(".")[1]) for n in tensors if n.startswith("query_bias."))
+    if biases[-1] >= int(found.config["num_hidden_layers"]):
+        raise ValueError(f"{folder} does not fit the backbone {backbone}: it has more layers")
     scratch = "positions.1" in tensors
     model = from_bert(
         found.state,

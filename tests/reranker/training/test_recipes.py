@@ -100,6 +100,9 @@ def write_data(data: Path, recipe: Recipe) -> None:
                 for i, (_, title, text) in enumerate(documents())
             ]
             write_lines(data / corpus, [json.dumps(page) for page in pages])
+        else:
+            kind = next((name for name in ("kilt", "hover") if corpus.startswith(name)), "beir")
+            write_source(data, SourceConfig(path=corpus, format=kind))
     if recipe.augment:
         for path in recipe.augment.queries:
             if not (data / path).exists():
