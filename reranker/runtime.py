@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 
 # A batch is closed where the next, longer text would make this share of it padding, ...
 _MOST_PADDING = 0.1
-# ... but not before it is worth a call into the runtime, and not later than its states fit
-# into the processor's cache.
+# ... but not before it is worth a call into the runtime.
 _LEAST_TOKENS = 192
-_MOST_TOKENS = 2048
+# A batch's states should stay in the cores' caches: one core took a tenth less time for a list in
+# batches of 640 than of 2048. Many cores need more tokens to share among them.
+_MOST_TOKENS = 768
+_MOST_TOKENS_A_THREAD = 384
 # Rows in which short texts are packed. A token attends within its own text, but all of a row is
 # computed: wider rows have less padding and more attention for nothing.
 _PACKED_WIDTHS = (16, 32)
@@ -69,6 +71,7 @@ class BroadcastModel:
         # keeping.
         worth = not self._after_query and int(facts["first_query_layer"]) > 0
         self._cache = cache if cache is not None and cache.enabled and worth else None
+        self._most = most_tokens(threads)
 
     def read(self, query: Row) -> dict[str, Any]:
         """The query's keys, values and pooled state, kept where the runtime has them."""
@@ -80,7 +83,7 @@ class BroadcastModel:
         """Logits (n,); the query's states are handed to every batch as they are."""
         scores = np.empty(len(rows), dtype=np.float32)
         first = int(query["keys"].shape()[-1]) if self._after_query else 0
-        for layout in layouts(_lengths(rows)):
+        for layout in layouts(_lengths(rows), self._most):
             feed = {
                 **query,
                 "states": self._states([rows[place] for place in layout.places], layout, first),
@@ -101,7 +104,7 @@ class BroadcastModel:
             value = self._run_lower(rows, layout, first)
             self._keep(keys, value.numpy(), layout)
             return value
-        for part in layouts(_lengths([rows[place] for place in missing])):
+        for part in layouts(_lengths([rows[place] for place in missing]), self._most):
             places = [missing[place] for place in part.places]
             made = self._run_lower([rows[place] for place in places], part, first).numpy()
             found = self._keep([keys[place] for place in places], made, part)
@@ -140,6 +143,7 @@ class WholeBroadcastModel:
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         self._query = Graph(folder / "query.onnx", threads)
         self._texts = Graph(folder / "texts.onnx", threads)
+        self._most = most_tokens(threads)
 
     def read(self, query: Row) -> dict[str, Any]:
         """The query's keys, values and pooled state, kept where the runtime has them."""
@@ -151,7 +155,7 @@ class WholeBroadcastModel:
     def score(self, query: dict[str, Any], rows: Sequence[Row]) -> NDArray[np.float32]:
         """Logits (n,); the query's states are handed to every batch as they are."""
         scores = np.empty(len(rows), dtype=np.float32)
-        for places, ids, lengths in batches(rows):
+        for places, ids, lengths in batches(rows, self._most):
             feed = {**query, "ids": _value(ids), "lengths": _value(lengths)}
             scores[places] = self._texts.run(["scores"], feed)[0].numpy()
         return scores
@@ -162,6 +166,7 @@ class PairModel:
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
         self._pairs = Graph(folder / "pairs.onnx", threads)
+        self._most = most_tokens(threads)
 
     def read(self, query: Row) -> Row:
         """Nothing of a query can be computed ahead."""
@@ -171,7 +176,7 @@ class PairModel:
         """Logits (n,) of `[CLS] query [SEP] text [SEP]`."""
         scores = np.empty(len(rows), dtype=np.float32)
         joined = [np.concatenate([query, row[1:]]) for row in rows]
-        for places, ids, lengths in batches(joined):
+        for places, ids, lengths in batches(joined, self._most):
             types = (np.arange(ids.shape[1]) >= len(query)).astype(np.int64)
             feed = {
                 "ids": _value(ids),
@@ -311,22 +316,27 @@ class Layout(NamedTuple):
     places_in_text: NDArray[np.int64]  # (T,)
 
 
-def layouts(lengths: NDArray[np.int64]) -> Iterator[Layout]:
-    """Lay texts of the given lengths (n,), each at least 1, into batches.
+def most_tokens(threads: int | None) -> int:
+    """How many tokens a batch has at most, with so many threads; None: all cores."""
+    return max(_MOST_TOKENS, _MOST_TOKENS_A_THREAD * (threads or usable_cores()))
 
-    Every text is in exactly one, in one row. Texts of up to `_PACKED_WIDTHS[-1]` tokens share
-    rows, longer ones have a row each.
+
+def layouts(lengths: NDArray[np.int64], most: int = _MOST_TOKENS) -> Iterator[Layout]:
+    """Lay texts of the given lengths (n,), each at least 1, into batches of `most` tokens.
+
+    Every text is in exactly one, in one row; a batch of one row may be larger. Texts of up to
+    `_PACKED_WIDTHS[-1]` tokens share rows, longer ones have a row each.
     """
     short = np.flatnonzero(lengths <= _PACKED_WIDTHS[-1])
     if len(short):
         width = next(width for width in _PACKED_WIDTHS if width >= lengths[short].max())
         rows = pack(lengths[short], width)
-        parts = -(-len(rows) * width // _MOST_TOKENS)  # of about the same size
+        parts = -(-len(rows) * width // most)  # of about the same size
         for part in range(parts):
             mine = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
             yield _layout(lengths, [[int(short[at]) for at in row] for row in mine], width)
     long = np.flatnonzero(lengths > _PACKED_WIDTHS[-1])
-    for group in _similar(lengths[long]):
+    for group in _similar(lengths[long], most):
         places = long[group]
         yield _layout(lengths, [[place] for place in places.tolist()], int(lengths[places].max()))
 
@@ -371,21 +381,21 @@ def _layout(lengths: NDArray[np.int64], rows: list[list[int]], width: int) -> La
 
 
 def batches(
-    rows: Sequence[Row],
+    rows: Sequence[Row], most: int = _MOST_TOKENS
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
     """Cut rows into batches of similar length: (places (b,), ids (b, T), lengths (b,)).
 
     Every row is in exactly one batch; `places` are its positions in `rows`.
     """
     lengths = _lengths(rows)
-    for places in _similar(lengths):
+    for places in _similar(lengths, most):
         ids = np.zeros((len(places), int(lengths[places].max())), dtype=np.int64)
         for at, place in enumerate(places):
             ids[at, : lengths[place]] = rows[place]
         yield places, ids, lengths[places]
 
 
-def _similar(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def _similar(lengths: NDArray[np.int64], most: int) -> Iterator[NDArray[np.int64]]:
     """Places of texts of similar lengths, each in exactly one group."""
     order = np.argsort(lengths, kind="stable")
     start = 0
@@ -394,7 +404,7 @@ def _similar(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         while end < len(order):
             width = int(lengths[order[end]])
             padded = (end - start + 1) * width
-            if end > start and padded > _MOST_TOKENS:
+            if end > start and padded > most:
                 break
             waste = padded - tokens - width
             if tokens >= _LEAST_TOKENS and waste > _MOST_PADDING * padded:

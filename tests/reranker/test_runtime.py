@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from reranker.lru import Cache
 from reranker.models.export import export
-from reranker.runtime import BroadcastModel, Graph, Load, batches, layouts, load_model, pack
+from reranker.runtime import (
+    BroadcastModel,
+    Graph,
+    Load,
+    batches,
+    layouts,
+    load_model,
+    most_tokens,
+    pack,
+)
 from tests.reranker.conftest import SMALL, random_encoder, write_model
 
 QUERY = np.array([2, 5, 9, 14, 3])
@@ -26,7 +35,7 @@ def test_every_row_is_in_exactly_one_batch(lengths):
     seen: list[int] = []
     for places, ids, counts in batches(rows):
         assert ids.shape == (len(places), counts.max())
-        assert len(places) == 1 or ids.size <= 2048
+        assert len(places) == 1 or ids.size <= 768
         for at, place in enumerate(places.tolist()):
             assert ids[at, : counts[at]].tolist() == rows[place].tolist()
             assert not ids[at, counts[at] :].any()
@@ -43,14 +52,19 @@ def test_little_is_padding(lengths):
     assert padded <= 1.12 * sum(lengths) + 192 * 60
 
 
-@given(st.lists(st.integers(1, 80), max_size=200))
+def test_batches_grow_with_the_threads_that_share_them():
+    assert most_tokens(1) == most_tokens(2) == 768
+    assert most_tokens(16) == 16 * 384
+
+
+@given(st.lists(st.integers(1, 80), max_size=200), st.sampled_from([64, 768]))
 @settings(deadline=None)
-def test_every_text_is_whole_in_one_row_of_one_layout(lengths):
+def test_every_text_is_whole_in_one_row_of_one_layout(lengths, most):
     counts = np.array(lengths, dtype=np.int64)
     seen: list[int] = []
-    for layout in layouts(counts):
+    for layout in layouts(counts, most):
         rows, width = layout.owner.shape
-        assert rows == 1 or layout.owner.size <= 2048
+        assert rows == 1 or layout.owner.size <= most
         assert layout.lengths.tolist() == counts[layout.places].tolist()
         # What `flat` and `places_in_text` say, text by text.
         expected = np.full(layout.owner.size, -1)
