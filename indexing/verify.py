@@ -19,6 +19,7 @@ from indexing.mapping import VECTOR
 
 SAMPLES = 100
 _AT_ONCE = 10  # documents fetched with one request: each can be large
+_REFRESH_SECONDS = 600.0  # the first one writes all that is still in the engine's memory
 _KEYS_AT_ONCE = 1 << 20
 _NO_LIMIT = b"\xff" * (KEY_BYTES + 1)
 
@@ -109,7 +110,7 @@ def count(client: OpenSearch, index: str) -> int:
     Raises `IndexingError` if there is no such index.
     """
     try:
-        client.indices.refresh(index=index)
+        client.indices.refresh(index=index, params={"request_timeout": _REFRESH_SECONDS})
         # Not the API for counting: it runs the index's default search pipeline.
         answer = client.search(
             index=index,
