@@ -27,7 +27,9 @@ from reranker.evaluation.collections import (
     read_qrels,
 )
 from reranker.evaluation.contamination import fingerprint
+from reranker.evaluation.hybrid import Hybrid
 from reranker.evaluation.measures import measure_rankings
+from reranker.evaluation.runs import Searcher
 
 Compare: TypeAlias = Callable[[str, int], Comparison]  # query, hits on the page
 
@@ -54,16 +56,24 @@ SEARCHES = (
 class Embedded:
     """BM25 and the cascade in this process, in the shape of a cluster's searches."""
 
-    def __init__(self, cascade: Cascade, corpus: Mapping[str, Document], name: str) -> None:
+    def __init__(
+        self,
+        cascade: Cascade,
+        corpus: Mapping[str, Document],
+        name: str,
+        dense: Searcher | None = None,
+    ) -> None:
+        """Index the corpus; with a `dense` searcher over it, candidates are hybrid."""
         self._cascade = cascade
         self._corpus = corpus
         self._name = name
-        self._bm25 = BM25.over(corpus)
+        bm25 = BM25.over(corpus)
+        self._first: Searcher = Hybrid([bm25, dense]) if dense else bm25
 
     def compare(self, query: str, size: int) -> Comparison:
-        """Search by BM25, then rerank what it found."""
+        """Search by the first stage, then rerank what it found."""
         started = time.perf_counter()
-        found = self._bm25.search(query, WINDOW)
+        found = self._first.search(query, WINDOW)
         searched = time.perf_counter()
         documents = [self._corpus[key] for key, _ in found]
         hits = [

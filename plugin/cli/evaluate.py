@@ -14,12 +14,14 @@ from rich.table import Table
 
 from plugin.cli.options import CommandError
 from reranker import Cascade, PassageReranker, TitleReranker
+from reranker.dual import DualEncoder
 from reranker.evaluation import plots
 from reranker.evaluation.baselines import Vectors, load_bi_encoder
 from reranker.evaluation.bm25 import BM25, Field, text_of
 from reranker.evaluation.collections import FORMATS, Collection, read_collection
 from reranker.evaluation.contamination import fingerprint
 from reranker.evaluation.contamination import trained_on as fingerprints_of
+from reranker.evaluation.hybrid import RRF_CONSTANT, DenseIndex, Hybrid, kept_vectors
 from reranker.evaluation.measures import measure_rankings
 from reranker.evaluation.reports import DepthPoint, Report, Row, measure_runs, sweep_depths
 from reranker.evaluation.runs import (
@@ -30,11 +32,11 @@ from reranker.evaluation.runs import (
     by_passage,
     by_title,
     cut,
-    first_stage,
     fuse,
     oracle,
     rerank,
 )
+from reranker.evaluation.runs import first_stage as search_all
 from reranker.evaluation.split import side
 from reranker.evaluation.trec import read_run, write_run
 from reranker.stages import SHIPPED
@@ -63,6 +65,21 @@ class Split(Enum):
     all = "all"
     dev = "dev"
     test = "test"
+
+
+class FirstStage(Enum):
+    """Where the candidates come from."""
+
+    bm25 = "bm25"
+    dense = "dense"
+    hybrid = "hybrid"
+
+
+class Neighbours(Enum):
+    """How the nearest vectors are found."""
+
+    exact = "exact"
+    hnsw = "hnsw"
 
 
 class Baseline(Enum):
@@ -94,6 +111,17 @@ def evaluate(
     run: Annotated[
         Path | None, typer.Option(help="Candidates from this TREC run file instead of BM25.")
     ] = None,
+    first_stage: Annotated[
+        FirstStage,
+        typer.Option(help="BM25, the passage model's dual encoder, or both (reciprocal ranks)."),
+    ] = FirstStage.bm25,
+    neighbours: Annotated[
+        Neighbours, typer.Option(help="How the dual encoder's nearest passages are found.")
+    ] = Neighbours.exact,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(help="Keep the documents' vectors in this file, and read them from it."),
+    ] = None,
     stage: Annotated[Stage, typer.Option(help="How far to rerank.")] = Stage.cascade,
     candidates: Annotated[int, typer.Option(min=1, help="Hits taken from the first stage.")] = 100,
     passage_depth: Annotated[
@@ -115,7 +143,7 @@ def evaluate(
         typer.Option(help="sentence-transformers name or folder. (default: all-MiniLM-L6-v2)"),
     ] = None,
     fusion_weight: Annotated[
-        float, typer.Option(min=0, max=1, help="The bi-encoder's share in first + bi-encoder.")
+        float, typer.Option(min=0, max=1, help="The other's share in first stage + other.")
     ] = 0.5,
     measures: Annotated[
         str | None,
@@ -149,6 +177,8 @@ def evaluate(
     Intervals are 95 % bootstrap intervals over the queries. `ceiling` ranks the same
     candidates as well as they can be.
     """
+    if run and first_stage is not FirstStage.bm25:
+        raise CommandError("--run gives the candidates itself; leave --first-stage out.")
     if plot and stage is not Stage.cascade:
         raise CommandError("--plot draws passage depths; add --stage cascade.")
     console = Console()
@@ -182,12 +212,25 @@ def evaluate(
 
         first = _first_stage(collection, run, candidates, stop_words, stem)
         runs: _Runs = {first.name: (first.run, first.milliseconds)}
+        if first_stage is not FirstStage.bm25:
+            words = first.bm25 if first_stage is FirstStage.hybrid else None
+            encoder = _dual(model)
+            models["dual encoder"] = encoder.name
+            with Progress(console=Console(stderr=True), transient=True) as progress:
+                dense = _dense(collection, encoder, neighbours, vectors, progress)
+            found = _first_stages(collection, dense, words, candidates, neighbours)
+            runs |= {one.name: (one.run, one.milliseconds) for one in found}
+            first = found[-1]
         with Progress(console=Console(stderr=True), transient=True) as progress:
             bench = _Bench(collection, first.run, progress)
             if baseline:
                 models["bi-encoder"] = baseline_model or "all-MiniLM-L6-v2"
                 runs |= _bi_encoder(bench, first.name, baseline_model, title_only, fusion_weight)
             ours = _ours(bench, stage, passage_depth, loaded)
+            if stage is Stage.passage and ours:
+                (alone,) = ours.values()
+                both = fuse([bench.candidates, alone[0]], [1 - fusion_weight, fusion_weight])
+                ours[f"{first.name} + passage stage ({fusion_weight:g})"] = (both, None)
             runs |= ours
         last = list(ours.values())[-1][0] if ours else first.run
         runs["ceiling"] = (oracle(first.run, collection), None)
@@ -226,6 +269,7 @@ class _FirstStage(NamedTuple):
     description: str  # the report's
     run: Run
     milliseconds: float | None
+    bm25: BM25 | None = None
 
 
 class _Bench:
@@ -260,11 +304,51 @@ def _first_stage(
         return _FirstStage(run.stem, f"run file {run.name}", ranked, None)
     field: Field = "title" if collection.pages else "both"
     bm25 = BM25.over(collection.corpus, field, stop_words=stop_words, stem=stem)
-    searched = first_stage(bm25, collection.queries, candidates)
+    searched = search_all(bm25, collection.queries, candidates)
     over = "titles" if collection.pages else "titles and passages"
     words = "without stop words" if stop_words else "with stop words"
     description = f"BM25 over {over}, {words}{', stemmed' if stem else ''}"
-    return _FirstStage("BM25", description, searched.run, searched.mean_milliseconds)
+    return _FirstStage("BM25", description, searched.run, searched.mean_milliseconds, bm25)
+
+
+def _dual(folder: Path | None) -> DualEncoder:
+    """The dual encoder of the models' folder, or of a passage model's own."""
+    if folder and (folder / "passage").is_dir():
+        folder = folder / "passage"
+    return DualEncoder.load(folder)
+
+
+def _dense(
+    collection: Collection,
+    encoder: DualEncoder,
+    neighbours: Neighbours,
+    kept: Path | None,
+    progress: Progress,
+) -> DenseIndex:
+    """Encode all documents, or read their vectors, and index them."""
+    task = progress.add_task("vectors", total=len(collection.corpus))
+    vectors = kept_vectors(
+        kept, collection.corpus, encoder, lambda done: progress.update(task, completed=done)
+    )
+    return DenseIndex(list(collection.corpus), vectors, encoder.encode_queries, neighbours.value)
+
+
+def _first_stages(
+    collection: Collection,
+    dense: DenseIndex,
+    bm25: BM25 | None,
+    candidates: int,
+    neighbours: Neighbours,
+) -> list[_FirstStage]:
+    """Search by the dual encoder, and by it and BM25 together."""
+    how = f"the dual encoder's nearest passages ({neighbours.value})"
+    searched = search_all(dense, collection.queries, candidates)
+    found = [_FirstStage("dense", how, searched.run, searched.mean_milliseconds)]
+    if bm25 is not None:
+        fused = search_all(Hybrid([bm25, dense]), collection.queries, candidates)
+        description = f"BM25 and {how}, fused by reciprocal ranks (k = {RRF_CONSTANT})"
+        found.append(_FirstStage("hybrid", description, fused.run, fused.mean_milliseconds))
+    return found
 
 
 def _bi_encoder(

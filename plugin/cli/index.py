@@ -10,12 +10,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from opensearchpy.exceptions import OpenSearchException
 from rich.console import Console
 from rich.markup import escape
@@ -32,7 +34,7 @@ from rich.table import Table
 from indexing import target
 from indexing.bulk import prepare
 from indexing.job import Destination, Result, job_folder, run
-from indexing.load import Options, Progress, Summary
+from indexing.load import Encode, Options, Progress, Summary
 from indexing.mapping import DEFAULT_ANALYZER, DIMENSION, index_body
 from indexing.passages import DEFAULT_OVERLAP
 from indexing.records import Document, Failure, Skip
@@ -42,6 +44,7 @@ from plugin.cli import reading
 from plugin.cli.options import CommandError, Url
 from plugin.cli.reading import Reading
 from plugin.clusters import connect
+from reranker.dual import DualEncoder
 
 _SHOWN = 10  # failures
 _SOME_FAILED, _DID_NOT_RUN = 1, 2  # exit status
@@ -127,6 +130,22 @@ def index(
     passage_field: reading.PassageField = None,
     vector_field: reading.VectorField = "",
     vector_dimension: reading.VectorDimension = DIMENSION,
+    vectors: Annotated[
+        bool,
+        typer.Option(
+            "--vectors",
+            help="Encode every document with the passage model's dual encoder, for the k-NN"
+            " plugin.",
+            rich_help_panel=_READING,
+        ),
+    ] = False,
+    vectors_model: Annotated[
+        Path | None,
+        typer.Option(
+            help="The passage model's folder for --vectors. (default: the one shipped)",
+            rich_help_panel=_READING,
+        ),
+    ] = None,
     split_tokens: reading.SplitTokens = None,
     overlap: reading.Overlap = DEFAULT_OVERLAP,
     title_from: reading.TitleFrom = "none",
@@ -236,11 +255,21 @@ def index(
         if dry_run:
             _dry_run(console, read, limit, json_=json_)
             return
+        if vectors and vector_field:
+            raise CommandError(
+                "--vectors makes the vectors that --vector-field would read: give one of the two",
+                _DID_NOT_RUN,
+            )
+        encoder = DualEncoder.load(vectors_model) if vectors else None
+        dimension = vector_dimension if vector_field else None
         destination = Destination(
             index,
             alias,
             index_body(
-                analyzer, shards, replicas, dimension=vector_dimension if vector_field else None
+                analyzer,
+                shards,
+                replicas,
+                dimension=encoder.dimensions if encoder else dimension,
             ),
             recreate=recreate,
             delete_old=delete_old,
@@ -248,6 +277,8 @@ def index(
             most_failures=most_failures,
         )
         identity = {"source": dict(opened.fingerprint) or opened.name, "limit": limit}
+        if encoder:
+            identity["vectors"] = encoder.name
         options = Options(
             workers=workers, bulk_bytes=int(bulk_mib * 1024 * 1024), patience=patience
         )
@@ -256,7 +287,7 @@ def index(
             _interruptible(),
             _Display(console, opened, destination.name) as display,
         ):
-            if vector_field:
+            if vector_field or encoder:
                 reading.require_knn(client)
             result = run(
                 client,
@@ -267,6 +298,7 @@ def index(
                 discard=discard,
                 dead_letters=dead_letters,
                 options=options,
+                encode=vectors_of(encoder) if encoder else None,
                 on_start=display.start,
                 on_progress=display.update,
             )
@@ -277,6 +309,18 @@ def index(
         _report(console, result, opened.name, destination)
         read.tell(console)
     _judge(result, destination)
+
+
+def vectors_of(encoder: DualEncoder) -> Encode:
+    """What a load calls for the vectors (n, dimensions) of its documents."""
+
+    def encode(documents: Sequence[Document]) -> NDArray[np.float32]:
+        return encoder.encode_passages(
+            [document.title for document in documents],
+            [document.passage for document in documents],
+        )
+
+    return encode
 
 
 class _Display:

@@ -28,6 +28,7 @@ from plugin.sidecar.process import SidecarError, SidecarProcess, ask_health, fre
 from reranker import Cascade
 from reranker.evaluation.collections import Document, Query
 from reranker.evaluation.contamination import fingerprint, fingerprints
+from reranker.evaluation.hybrid import DenseIndex
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = {
@@ -219,6 +220,11 @@ def test_the_embedded_engine_reranks_what_bm25_finds() -> None:
     assert found.applied
     assert [stage.name for stage in found.stages] == ["title", "passage"]
     assert embedded.compare("nothingofthekind", 5).after == ()
+    # With a dense searcher, also what shares no word with the query.
+    vectors = np.eye(len(corpus), dtype=np.float32)
+    nearest = DenseIndex(list(corpus), vectors, lambda texts: vectors[:1])
+    hybrid = demo.Embedded(Cascade.load(threads=1), corpus, "here", nearest)
+    assert hybrid.compare("nothingofthekind", 1).after
 
 
 # The command.

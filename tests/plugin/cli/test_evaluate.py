@@ -19,6 +19,7 @@ from reranker.evaluation.contamination import FILE, fingerprints
 from reranker.evaluation.split import side
 from reranker.evaluation.trec import read_run
 from reranker.records import Hit, RankedHit, RerankResult
+from tests.reranker.conftest import SMALL, random_encoder, write_model
 
 pytest.importorskip("ir_measures", reason="ir-measures is in the train extra")
 
@@ -151,7 +152,10 @@ def test_the_table_tells_measures_intervals_and_counts(data: Path) -> None:
     [
         ("bm25", ["BM25", "ceiling"]),
         ("title", ["BM25", "title stage alone", "title stage", "ceiling"]),
-        ("passage", ["BM25", "passage stage alone (2)", "ceiling"]),
+        (
+            "passage",
+            ["BM25", "passage stage alone (2)", "BM25 + passage stage (0.5)", "ceiling"],
+        ),
     ],
 )
 def test_stages_choose_rows(tmp_path: Path, data: Path, stage: str, names: list[str]) -> None:
@@ -277,3 +281,25 @@ def test_a_side_of_the_split(tmp_path: Path, data: Path) -> None:
     read = report(tmp_path, data, "--split", "dev", "--stage", "bm25")
     assert read["judged"] == sum(side(text) == "dev" for text in texts) > 0
     assert read["left_out"] == 200 - read["judged"]
+
+
+def test_dense_and_hybrid_candidates(tmp_path: Path, data: Path) -> None:
+    model = write_model(tmp_path / "models" / "passage", "passage", random_encoder(SMALL))
+    options = ("--stage", "bm25", "--model", model.parent, "--vectors", tmp_path / "v.npz")
+    read = report(tmp_path, data, "--first-stage", "hybrid", *options)
+    assert rows(read) == ["BM25", "dense", "hybrid", "ceiling"]
+    assert "reciprocal ranks (k = 60)" in read["first_stage"]
+    assert read["models"] == {"dual encoder": "small-passage"}
+    # All three documents are among the nearest, so nothing is missed.
+    assert mean(read, "hybrid", "R@100") == mean(read, "ceiling", "R@100") == 1.0
+    assert (tmp_path / "v.npz").is_file()
+    again = report(tmp_path, data, "--first-stage", "dense", "--neighbours", "hnsw", *options)
+    assert rows(again) == ["BM25", "dense", "ceiling"]
+    assert "hnsw" in again["first_stage"]
+    assert mean(again, "dense", "nDCG@10") == mean(read, "dense", "nDCG@10")
+
+
+def test_a_run_file_and_another_first_stage_are_refused(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "a.run").write_text("q1 Q0 d1 1 1.0 x\n")
+    with pytest.raises(CommandError, match="leave --first-stage out"):
+        run(data, "--run", tmp_path / "a.run", "--first-stage", "dense")

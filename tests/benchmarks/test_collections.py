@@ -1,0 +1,46 @@
+"""The makers of judged collections: no query's own words are left in what answers it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from indexing.records import Document
+from reranker.evaluation.collections import read_collection
+from tests.benchmarks import positive_collection, summary_collection
+from tests.benchmarks.collection_folder import write_beir
+
+REST = "takes an iterable of sorted lists and a key function, and returns one iterator over all"
+
+
+def test_a_summary_is_taken_out_of_its_entry(tmp_path: Path) -> None:
+    summary = "Merge many sorted inputs"
+    documents = [
+        Document("heapq.merge", f"heapq.merge: {summary}", f"merge(*x)\n{summary}. It {REST}"),
+        Document("short", "short: Says nearly nothing at all", "short()"),
+        Document("one", "one: Return the same old thing", f"one {REST}"),
+        Document("two", "two: Return the same old thing", f"two {REST}"),
+    ]
+    corpus, queries = summary_collection.collect(documents)
+    assert queries == {"heapq.merge": summary}
+    assert [d.title for d in corpus] == ["heapq.merge", "short", "one", "two"]
+    assert summary not in corpus[0].passage
+    assert REST in corpus[0].passage
+    write_beir(tmp_path, corpus, [(id, text, [id]) for id, text in queries.items()])
+    read = read_collection(tmp_path)
+    assert len(read.corpus) == 4
+    assert [query.text for query in read.judged] == [summary]
+    assert read.qrels == {"heapq.merge": {"heapq.merge": 1}}
+
+
+def test_judgements_that_queries_carry(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    corpus = [{"_id": id, "title": "", "text": f"abstract {id}"} for id in "abc"]
+    queries = [{"_id": "q", "text": "what?", "positive": ["a", "c"]}]
+    for name, items in (("corpus", corpus), ("queries", queries)):
+        (source / f"{name}.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items), "utf-8")
+    positive_collection.main(source, tmp_path / "out")
+    read = read_collection(tmp_path / "out")
+    assert read.qrels == {"q": {"a": 1, "c": 1}}
+    assert len(read.corpus) == 3
