@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from opensearchpy import OpenSearch
@@ -20,9 +18,8 @@ from plugin.engines import Engine, EngineUnavailable, choose_engine, why_no_loca
 from plugin.sidecar.app import Reranker, build_app
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade
-from tests import servers
 from tests.integration import corpus
-from tests.integration.fakes import PATIENT, Backwards, Recorder
+from tests.integration.fakes import PATIENT, Backwards, Recorder, SidecarPort
 
 _FOLDER = Path(__file__).parent
 
@@ -31,32 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _FOLDER in item.path.parents:
             item.add_marker(pytest.mark.node)
-
-
-class SidecarPort:
-    """The address that the engine calls as its sidecar. Nothing answers until a test serves there.
-
-    While nothing does, the port is held by a socket that is bound but does not listen: a
-    connection is refused, and no other process is given the port. A server that sets
-    SO_REUSEADDR, as uvicorn, asyncio and http.server do, can listen there all the same.
-    """
-
-    def __init__(self, port: int = 0) -> None:
-        self._held = socket.socket()
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._held.bind(("127.0.0.1", port))
-        self.host = "127.0.0.1"  # what a server is to bind
-        self.port: int = self._held.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def close(self) -> None:
-        self._held.close()
-
-    @contextlib.contextmanager
-    def serving(self, app: Callable[..., Any]) -> Iterator[None]:
-        """Serve an ASGI application (the sidecar's, or a fake one) at the address."""
-        with servers.serving(app, host=self.host, port=self.port):
-            yield
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import socketserver
+import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +18,14 @@ from typing import Any, NamedTuple
 from plugin.sidecar.app import Reranker
 from reranker import Hit, RerankResult
 from reranker.records import RankedHit, StageReport
+from tests import servers
 
 # A busy machine may take its time: what is about time limits sets them in its pipelines.
 PATIENT = {
     "title_rerank.sidecar.timeout": "60s",
     "title_rerank.sidecar.connect_timeout": "10s",
+    # Most tests have a sidecar fail again and again; what is about breakers sets this.
+    "title_rerank.sidecar.breaker.failures": "1000000",
 }
 
 Message = MutableMapping[str, Any]
@@ -28,6 +33,32 @@ App = Callable[
     [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
     Awaitable[None],
 ]
+
+
+class SidecarPort:
+    """The address that the engine calls as its sidecar. Nothing answers until a test serves there.
+
+    While nothing does, the port is held by a socket that is bound but does not listen: a
+    connection is refused, and no other process is given the port. A server that sets
+    SO_REUSEADDR, as uvicorn, asyncio and http.server do, can listen there all the same.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", port))
+        self.host = "127.0.0.1"  # what a server is to bind
+        self.port: int = self._held.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._held.close()
+
+    @contextlib.contextmanager
+    def serving(self, app: Callable[..., Any], **options: Any) -> Iterator[None]:
+        """Serve an ASGI application (the sidecar's, or a fake one) at the address."""
+        with servers.serving(app, host=self.host, port=self.port, **options):
+            yield
 
 
 class Asked(NamedTuple):
@@ -161,26 +192,35 @@ async def _hung_up(receive: Any) -> None:
 
 
 class Gate:
-    """A server that holds all who come until it is opened."""
+    """A server that holds all who come until it is opened, and counts those who hang up."""
 
     def __init__(self) -> None:
         self.held = 0
+        self.gone = 0
         self.open = threading.Event()
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
         self.held += 1
-        while not self.open.is_set():
-            await asyncio.sleep(0.02)
+        gone = asyncio.ensure_future(_hung_up(receive))
+        while not self.open.is_set() and not gone.done():
+            await asyncio.wait([gone], timeout=0.02)
+        self.gone += gone.done()
+        gone.cancel()
         await saying(503, b'{"error": "the gate was opened"}')(scope, receive, send)
 
 
 @contextlib.contextmanager
-def blurting(host: str, port: int, data: bytes) -> Iterator[None]:
-    """Serve bytes that need not be HTTP: they are sent after a request's head, then it hangs up."""
+def blurting(host: str, port: int, data: bytes, *, reset: bool = False) -> Iterator[None]:
+    """Serve bytes that need not be HTTP: they are sent after a request, then it hangs up.
+
+    Or it resets the connection, as a machine does that has just restarted.
+    """
 
     class Handler(socketserver.StreamRequestHandler):
+        timeout = 60  # a caller who says nothing holds up the server's end
+
         def handle(self) -> None:
             length = 0
             while (line := self.rfile.readline()).strip():
@@ -189,6 +229,10 @@ def blurting(host: str, port: int, data: bytes) -> Iterator[None]:
                     length = int(value)
             self.rfile.read(length)  # a socket closed over unread bytes resets the connection
             self.wfile.write(data)
+            if reset:
+                now = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+                self.connection.close()
 
     class Server(socketserver.ThreadingTCPServer):
         allow_reuse_address = True

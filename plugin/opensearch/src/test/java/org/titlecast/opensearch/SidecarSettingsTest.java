@@ -113,7 +113,7 @@ class SidecarSettingsTest {
     }
   }
 
-  private record Keystore(String key) implements SecureSettings {
+  record Keystore(String key) implements SecureSettings {
     @Override
     public boolean isLoaded() {
       return true;

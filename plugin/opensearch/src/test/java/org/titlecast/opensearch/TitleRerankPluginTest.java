@@ -2,16 +2,20 @@ package org.titlecast.opensearch;
 
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertNotNull;
+import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.nio.file.Path;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
 import org.junit.jupiter.api.Test;
+import org.opensearch.common.settings.ClusterSettings;
 import org.opensearch.common.settings.Setting;
 import org.opensearch.common.settings.Settings;
 import org.opensearch.common.util.concurrent.ThreadContext;
 import org.opensearch.plugins.SearchPipelinePlugin;
+import org.titlecast.opensearch.SidecarSettingsTest.Keystore;
 
 class TitleRerankPluginTest {
   private static SearchPipelinePlugin.Parameters parameters() {
@@ -68,6 +72,30 @@ class TitleRerankPluginTest {
         Thread.sleep(50);
       }
       assertEquals(1, sidecar.greeted.size());
+    }
+  }
+
+  @Test
+  void followsChangesOfItsSettings() throws Exception {
+    try (FakeSidecar sidecar = new FakeSidecar();
+        TitleRerankPlugin plugin = new TitleRerankPlugin(Settings.EMPTY, Path.of("."))) {
+      ClusterSettings cluster =
+          new ClusterSettings(Settings.EMPTY, new HashSet<>(plugin.getSettings()));
+      plugin.follow(cluster);
+      cluster.applySettings(
+          Settings.builder().put("title_rerank.sidecar.urls", sidecar.url()).build());
+      plugin.reload(Settings.builder().setSecureSettings(new Keystore("new")).build());
+      plugin.onNodeStarted(null);
+      for (int i = 0; i < 100 && sidecar.greeted.isEmpty(); i++) {
+        Thread.sleep(50);
+      }
+      assertEquals("Bearer new", sidecar.greeted.get(0).getFirst("Authorization"));
+      cluster.applySettings(Settings.EMPTY);
+      assertThrows(
+          IllegalArgumentException.class,
+          () ->
+              cluster.applySettings(
+                  Settings.builder().put("title_rerank.sidecar.urls", "ftp://a").build()));
     }
   }
 }

@@ -17,6 +17,7 @@ import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.locks.LockSupport;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
@@ -32,10 +33,12 @@ import org.opensearch.common.unit.TimeValue;
 import org.opensearch.common.util.concurrent.ThreadContext;
 import org.opensearch.core.action.ActionListener;
 import org.opensearch.core.rest.RestStatus;
+import org.opensearch.core.tasks.TaskCancelledException;
 import org.opensearch.search.SearchHit;
 import org.opensearch.search.fetch.subphase.FetchSourceContext;
 import org.opensearch.search.pipeline.PipelineProcessingContext;
 import org.opensearch.tasks.Task;
+import org.opensearch.tasks.TaskResourceTrackingService;
 
 @Timeout(
     value = 30,
@@ -449,5 +452,69 @@ class TitleRerankResponseProcessorTest {
     assertEquals(
         FetchSourceContext.DO_NOT_FETCH_SOURCE,
         Examples.source("{'_source': false}").fetchSource());
+  }
+
+  @ParameterizedTest
+  @ValueSource(strings = {"engine_order", "error"})
+  void aCancelledSearchEndsAsTheEnginesOwnPhasesDo(String onFailure) throws Exception {
+    CountDownLatch never = new CountDownLatch(1);
+    sidecar.will((exchange, request) -> never.await());
+    threadContext.putTransient(TaskResourceTrackingService.TASK_ID, 7L);
+    Thread canceller =
+        new Thread(
+            () -> {
+              while (!Thread.currentThread().isInterrupted()) {
+                if (!sidecar.received.isEmpty()) {
+                  client.cancel(7);
+                }
+                LockSupport.parkNanos(1_000_000);
+              }
+            });
+    canceller.start();
+    try {
+      assertThrows(
+          TaskCancelledException.class,
+          () ->
+              search(
+                  "{}",
+                  "{'timeout': '20s', 'on_failure': '" + onFailure + "'}",
+                  PAGE,
+                  Examples.response(Examples.hits(4))));
+    } finally {
+      canceller.interrupt();
+      canceller.join();
+    }
+    assertEquals(1L, ((Map<?, ?>) stats.toMap().get("failures")).get("cancelled"));
+  }
+
+  @Test
+  void countsWhatBecomesOfSearches() throws Exception {
+    String lenient = "{" + PATIENT + "}";
+    once(lenient, Examples.hits(4));
+    sidecar.willSay(429, "");
+    once(lenient, Examples.hits(4));
+    assertThrows(
+        OpenSearchStatusException.class,
+        () -> once("{'timeout': '20s', 'on_failure': 'error'}", Examples.hits(4)));
+    SearchHit[] broken = Examples.hits(4);
+    broken[3] = Examples.hit(3, "{'title': ");
+    once(lenient, broken);
+    once(lenient, new SearchHit[] {Examples.hit(0, "{}")});
+    Map<String, Object> counted = stats.toMap();
+    assertEquals(4L, counted.get("calls"));
+    assertEquals(1L, counted.get("reranked"));
+    assertEquals(3L, counted.get("engine_order"));
+    assertEquals(1L, counted.get("without_text"));
+    assertEquals(1L, counted.get("errors"));
+    assertEquals(2L, ((Map<?, ?>) counted.get("failures")).get("busy"));
+    assertEquals(1L, ((Map<?, ?>) counted.get("failures")).get("internal"));
+  }
+
+  private void once(String config, SearchHit[] found) throws Exception {
+    process(
+        processor(config),
+        Examples.search("{" + MATCH + "}"),
+        Examples.response(found),
+        Examples.context());
   }
 }
