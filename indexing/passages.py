@@ -133,7 +133,7 @@ class Splitter:
                     yield from self._cut(text, start, end, budget, broken)
 
     def _cut(self, text: str, start: int, end: int, budget: int, broken: bool) -> Iterator[_Unit]:
-        """Cut a sentence that does not fit at spaces, or else anywhere."""
+        """Cut a sentence that does not fit at spaces, or else between any two tokens."""
         while start < end:
             rest = text[start:end]
             starts = self._tokenizer.starts(rest)
@@ -142,11 +142,9 @@ class Splitter:
                 size = max(1, int(starts[budget]))
                 space = max(rest.rfind(mark, size // 2, size) for mark in "\n \t")
                 size = space + 1 if space > 0 else size
-            # Half a word may have more tokens than it had as a part of the whole.
-            while (tokens := self._tokenizer.count([rest[:size]])[0]) > budget and size > 1:
-                size -= max(1, size // 4)
             start += size
             inside = start < end and _within_word(text, start)
+            tokens = int((starts < size).sum())
             yield _Unit(start - size, start, tokens, inside or (start == end and broken))
 
 

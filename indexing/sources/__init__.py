@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 from indexing.records import Failure, Record
 from indexing.sources import beir, debian, dpr, folder, jsonl, kilt, msmarco, pydoc, tables, trec
 from indexing.sources.fields import FieldMap
-from indexing.sources.files import COMPRESSED, STDIN, Line, LineFile, Object, parse
+from indexing.sources.files import COMPRESSED, STDIN, Line, LineFile, Object, RawLine, parse
 from indexing.sources.irds import PREFIX, DataSet
 from indexing.sources.opensearch import Connect, IndexReader
 
@@ -231,16 +231,18 @@ def _guess_folder(path: Path) -> Format:
 
 def _guess_line(path: Path, end: str, mapped: bool) -> Format | None:
     """Tell the format of a file from its first line that is not blank."""
-    first: Line | Failure | None = next(LineFile(path).lines(), None)
-    if isinstance(first, Line):
-        if first.text.lstrip()[:5].upper() == "<DOC>":
-            return "trec"
-        if first.text.startswith("Package: "):
-            return "debian"
-        if first.text.lstrip().startswith("{") and end not in (".csv", ".tsv"):
-            return _guess_object(parse(first), mapped)
-        if end == ".tsv" and tuple(first.text.split("\t")) == dpr.HEADER:
-            return "dpr"
+    lines = LineFile(path).raw_lines()
+    # Whatever its encoding: what is not UTF-8 is said when it is read.
+    texts = (line.data.decode("utf-8", "replace") for line in lines if isinstance(line, RawLine))
+    first = next((text for text in texts if text.strip()), "").lstrip("\ufeff").rstrip("\r\n")
+    if first.lstrip()[:5].upper() == "<DOC>":
+        return "trec"
+    if first.startswith("Package: "):
+        return "debian"
+    if first.lstrip().startswith("{") and end not in (".csv", ".tsv"):
+        return _guess_object(parse(Line("", first)), mapped)
+    if end == ".tsv" and tuple(first.split("\t")) == dpr.HEADER:
+        return "dpr"
     named: dict[str, Format] = {".tsv": "msmarco", ".csv": "csv", ".txt": "folder"}
     if end in (".jsonl", ".json", ".ndjson"):
         return "jsonl"

@@ -104,6 +104,12 @@ def test_passages_without_what_they_repeat_are_the_text(
     assert starts == sorted(set(starts))
 
 
+def test_the_parts_of_a_word_are_passages_apart() -> None:
+    # As a whole it is one unknown token; put together again its parts would be others.
+    spans = Splitter(TOKENIZER, WINDOW).spans("x" * 10_000 + " end", 20)
+    assert list(spans) == [(0, 4096), (4096, 8192), (8192, 10_004)]
+
+
 def test_passages_fit_the_model_with_their_title() -> None:
     sentence = "The quick brown fox jumps over the lazy dog, number {}. "
     text = "".join(sentence.format(number) for number in range(300))

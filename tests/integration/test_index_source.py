@@ -1,17 +1,29 @@
-"""Another index as a source, on a real node."""
+"""Every source on a small file in its true format, and another index as one, on a real node."""
 
-from collections.abc import Iterator
+import bz2
+import gzip
+import importlib
+import lzma
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import typer
 from opensearchpy import OpenSearch
 from opensearchpy.helpers import bulk
+from typer.testing import CliRunner, Result
 
+import plugin.cli.index
 from indexing.mapping import LANGUAGES, index_body
 from indexing.records import Document, Failure, Record
 from indexing.sources import open_source
 from indexing.sources.fields import FieldMap
 from indexing.sources.opensearch import IndexReader
+from plugin.cli.reading import read
 
 INDEX = "test-index-source"
 
@@ -140,3 +152,89 @@ def test_passages_of_a_page_are_found_and_ordered(client: OpenSearch) -> None:
     body = {"query": {"term": {"page_id": "page 1"}}, "sort": [{"position": "asc"}]}
     hits = client.search(index=INDEX, body=body)["hits"]["hits"]
     assert [hit["_id"] for hit in hits] == ["5", "3", "1"]
+
+
+def zstd_compress(data: bytes) -> bytes:
+    name = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    compressed: bytes = importlib.import_module(name).compress(data)
+    return compressed
+
+
+def parquet(path: Path) -> None:
+    columns = {"id": ["1"], "title": ["T"], "text": ["P"], "year": [1999]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+FORMATS: dict[str, tuple[str, bytes | Callable[[Path], None]]] = {
+    "csv": ("a.csv", b'id,title,text,price\n1,T,"P, or\nQ",3\n2,U,,\n'),
+    "debian": ("status", b"Package: bash\nSection: shells\nDescription: GNU shell\n Long.\n"),
+    "dpr": ("psgs.tsv.zst", zstd_compress(b'id\ttext\ttitle\n1\t"P ""q"""\tT\n')),
+    "folder": ("a.md", b"# T\n\nP.\n\n## S\n\n" + b"One sentence of it. " * 200),
+    "jsonl": ("a.jsonl.bz2", bz2.compress(b'{"id": 1, "title": "T", "text": "P", "n": {"a": 1}}')),
+    "kilt": (
+        "a.json.xz",
+        lzma.compress(
+            b'{"wikipedia_id": "1", "wikipedia_title": "T", "text": ["T", "P", "Section::::S.",'
+            b' "Q"], "anchors": [{"paragraph_id": 1, "text": "P", "href": "P"}]}'
+        ),
+    ),
+    "msmarco": ("a.tsv.gz", gzip.compress(b"D1\thttps://a.example/\tT\tP\n")),
+    "parquet": ("a.parquet", parquet),
+    "trec": ("a.txt", b"<DOC><DOCNO>A-1</DOCNO><HL>T</HL><TEXT>caf\xe9</TEXT></DOC>"),
+}
+
+
+@pytest.mark.parametrize("format_", sorted(FORMATS))
+def test_a_format_is_in_the_index_as_it_was_read(
+    format_: str,
+    client: OpenSearch,
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    name, content = FORMATS[format_]
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+    url = address.rpartition("/")[0]
+    done = load(str(path), url)
+    assert done.exit_code == 0, done.output
+    reading = read(str(path))
+    assert reading.source.format == format_  # told by itself
+    wanted = {one.id: one.fields() for one in documents(reading.source.records)}
+    assert wanted
+    assert stored(client) == wanted
+    # A second run changes nothing, and so does a load of the index itself.
+    assert load(str(path), url).exit_code == 0
+    assert stored(client) == wanted
+    assert {one.id: one.fields() for one in documents(open_source(address).records)} == wanted
+
+
+def test_vectors_are_refused_where_the_cluster_cannot_hold_them(
+    client: OpenSearch, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins = client.cat.plugins(params={"format": "json"})
+    if "opensearch-knn" in {one["component"] for one in plugins}:
+        pytest.skip("this cluster has the k-NN plugin")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "title": "T", "v": [1, 2]}\n')
+    done = load(str(path), address.rpartition("/")[0], "--vector-field", "v")
+    assert done.exit_code != 0
+    assert "install opensearch-knn" in str(done.exception)
+    assert not client.indices.exists(index=INDEX)
+
+
+def load(path: str, url: str, *options: str) -> Result:
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    plugin.cli.index.register(app)
+    return CliRunner().invoke(app, ["index", path, "--index", INDEX, "--url", url, *options])
+
+
+def stored(client: OpenSearch) -> dict[str, Any]:
+    hits = client.search(index=INDEX, body={"size": 1000})["hits"]["hits"]
+    return {hit["_id"]: hit["_source"] for hit in hits}

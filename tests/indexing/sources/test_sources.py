@@ -50,6 +50,12 @@ def test_formats_are_told_through_compression(tmp_path: Path) -> None:
     assert guess_format(str(path)) == "dpr"
 
 
+def test_formats_are_told_whatever_the_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"\n<DOC><DOCNO>1</DOCNO>caf\xe9</DOC>")
+    assert guess_format(str(path)) == "trec"
+
+
 def test_a_folder_of_pages_is_told_by_its_files(tmp_path: Path) -> None:
     (tmp_path / "guide").mkdir()
     make(tmp_path / "guide" / "a.md", "# A")

@@ -132,6 +132,19 @@ def test_what_is_too_long_is_not_held_in_memory(
     assert isinstance(second, Document)
 
 
+def test_a_line_that_cannot_be_read_is_the_one_fault_of_its_document(tmp_path: Path) -> None:
+    path = tmp_path / "ft"
+    path.write_text(
+        f"<DOC>\n<DOCNO>1</DOCNO>\n{'x' * 100}\n</DOC>\n{'y' * 100}\n<DOC>\n"
+        "<DOCNO>2</DOCNO>\ntext</DOC>\n"
+    )
+    inside, outside, good = trec.documents(LineFile(path, max_line_bytes=50))
+    assert isinstance(inside, Failure)
+    assert isinstance(outside, Failure)
+    assert (inside.location, outside.location) == ("ft:3", "ft:5")
+    assert good == Document("2", "", "text")
+
+
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     for name in ("b/2", "a/1", "c", ".hidden"):
         path = tmp_path / name
