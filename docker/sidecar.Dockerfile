@@ -4,11 +4,14 @@
 FROM python:3.12-slim AS build
 RUN python -m venv /opt/titlecast
 WORKDIR /build
+# What it needs, exactly and by hash; `python docker/lock.py` renews it.
+COPY docker/requirements.txt docker/requirements.txt
+RUN /opt/titlecast/bin/pip install --no-cache-dir --require-hashes -r docker/requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY reranker reranker
 COPY indexing indexing
 COPY plugin plugin
-RUN /opt/titlecast/bin/pip install --no-cache-dir .
+RUN /opt/titlecast/bin/pip install --no-cache-dir --no-deps .
 
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --no-create-home titlecast

@@ -49,6 +49,8 @@ __all__ = ["Reranker", "Sidecar", "build_app"]
 
 _log = logging.getLogger(__name__)
 
+_LAST_SECONDS = 1.0  # for answers to requests that were under way to the last
+
 _SENTENCES = {
     400: "The body could not be read.",
     401: "The key is missing or wrong.",
@@ -84,6 +86,7 @@ class Sidecar:
         self.settings = settings
         self.metrics = Metrics()
         self.line = Line(settings.max_concurrent, settings.max_waiting, settings.max_waiting_tokens)
+        self.requests: set[asyncio.Task[Any]] = set()  # under way
         self.failure: Exception | None = None  # why the first models could not be loaded
         self._cache_seen: dict[str, CacheUse] = {}
         self._pool: ThreadPoolExecutor | None = None
@@ -133,12 +136,14 @@ class Sidecar:
         if not self._leaving:
             self.metrics.ready.set(1)
 
-    def end(self) -> None:
-        """End the threads; a search that is being computed is waited for."""
+    async def end(self) -> None:
+        """End the threads; a search that is being computed is waited for, and told of it."""
         self.metrics.ready.set(0)
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await asyncio.to_thread(pool.shutdown, wait=True, cancel_futures=True)
+        if self.requests:
+            await asyncio.wait(self.requests, timeout=_LAST_SECONDS)
 
     async def _load(self) -> None:
         before = self.models.current
@@ -236,13 +241,13 @@ class Sidecar:
                 turn = asyncio.get_running_loop().run_in_executor(
                     pool, loaded.reranker.rerank, query, hits, passage_depth, left, gone.is_set
                 )
+                # Whoever is cancelled does not wait for what became of it: `Cancelled`, say.
+                turn.add_done_callback(lambda done: done.cancelled() or done.exception())
                 try:
                     result = await asyncio.shield(turn)
                 except asyncio.CancelledError:
                     gone.set()  # the models stop at the next chunk; until then the turn is taken
                     await asyncio.wait([turn])
-                    if not turn.cancelled():
-                        turn.exception()  # `Cancelled`, say: taken note of
                     raise
                 self.line.observe(
                     sum(stage.tokens for stage in result.stages), time.monotonic() - begun
@@ -314,7 +319,7 @@ def build_app(models: Reranker | Models, settings: Settings) -> FastAPI:
         finally:
             loading.cancel()
             await asyncio.wait([loading])
-            sidecar.end()
+            await sidecar.end()
 
     app = FastAPI(
         title="Titlecast sidecar",
@@ -331,6 +336,7 @@ def build_app(models: Reranker | Models, settings: Settings) -> FastAPI:
         metrics=sidecar.metrics,
         why_not_ready=sidecar.why_not_ready,
         leaving=lambda: sidecar.leaving,
+        requests=sidecar.requests,
     )
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)

@@ -21,7 +21,8 @@ PASSAGE_DEPTH = 20
 _TITLE = "title"
 _TEXTS = ("text", "passage")
 
-Document: TypeAlias = dict[Text, Any]
+# Cohere has strings only; what else is flat comes back as it was.
+Document: TypeAlias = dict[Text, Text | bool | int | float | None]
 
 
 class CohereRequest(BaseModel):
@@ -35,7 +36,7 @@ class CohereRequest(BaseModel):
     documents: list[Text | Document] = Field(min_length=1)
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False
-    # Of a passage; of a title the model's window is read in any case.
+    # Not applied, and the answer says so: the models' own windows are the limit.
     max_tokens_per_doc: int | None = Field(default=None, ge=1)
 
 
@@ -117,7 +118,9 @@ def to_response(
     found = []
     for hit in result.hits[: request.top_n]:
         document = request.documents[hit.index]
-        returned = {"text": document} if isinstance(document, str) else document
+        returned: dict[str, Any] = (
+            {"text": document} if isinstance(document, str) else dict(document)
+        )
         found.append(
             CohereResult(
                 index=hit.index,
@@ -130,6 +133,8 @@ def to_response(
         for stage in result.stages
         if stage.truncated
     ]
+    if request.max_tokens_per_doc is not None:
+        warnings.append("max_tokens_per_doc is not applied: the models' own windows are the limit")
     return CohereResponse(
         id=str(uuid.uuid4()),
         results=found,
@@ -164,11 +169,13 @@ def _hit(
             f"documents[{place}] has none of the fields that are ranked: give it "
             f"{asked if asked != _TITLE else 'title, text'}"
         )
+    strings = {}
     for name, text in texts.items():
         if not isinstance(text, str):
             raise ValueError(f"documents[{place}].{name} is no string: give the text itself")
-    title = texts.pop(_TITLE, "")
-    passage = "\n".join(texts.values())
+        strings[name] = text
+    title = strings.pop(_TITLE, "")
+    passage = "\n".join(strings.values())
     if titles_only and not title:
         title = passage
     return Hit(str(place), title, passage)

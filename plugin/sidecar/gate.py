@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -63,12 +63,14 @@ class Gate:
         metrics: Metrics,
         why_not_ready: Callable[[], str],
         leaving: Callable[[], bool],
+        requests: set[asyncio.Task[Any]],
     ) -> None:
         self._app = app
         self._settings = settings
         self._metrics = metrics
         self._why_not_ready = why_not_ready
         self._leaving = leaving
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; lifespan passes through."""
@@ -81,6 +83,10 @@ class Gate:
         origin, passed_on = _origin(headers)
         scope["titlecast.origin"] = origin
         status = 0
+        task = asyncio.current_task()
+        if task is not None:
+            self._requests.add(task)
+            task.add_done_callback(self._requests.discard)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -98,6 +104,12 @@ class Gate:
                 await refusal(scope, receive, answer)
             else:
                 await self._app(scope, self._bounded(receive), answer)
+        except asyncio.CancelledError:
+            if status:
+                raise
+            # The server's patience with what is under way has ended: better told than cut off.
+            why = "this sidecar is stopping: ask another"
+            await error_response(path, 503, why, {"Retry-After": "1"})(scope, receive, answer)
         except Exception as error:
             _log.exception("%s failed", path, extra=origin.fields())
             if status:

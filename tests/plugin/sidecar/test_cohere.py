@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,6 +116,9 @@ def test_long_documents_are_said_to_be_cut(v2: cohere.ClientV2) -> None:
     answer = v2.rerank(model="passage", query=QUERY, documents=["merge " * 5000, "b"])
     assert answer.meta
     assert answer.meta.warnings == ["1 texts were longer than the passage model reads"]
+    answer = v2.rerank(model="etr", query=QUERY, documents=STRINGS, max_tokens_per_doc=4096)
+    assert answer.meta
+    assert "max_tokens_per_doc is not applied" in (answer.meta.warnings or [""])[0]
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,7 @@ def test_long_documents_are_said_to_be_cut(v2: cohere.ClientV2) -> None:
         ({"documents": []}, 422, "documents"),
         ({"documents": ["a"] * 21}, 422, "MAX_HITS"),
         ({"documents": [{"body": "text"}]}, 422, "documents[0] has none of the fields"),
+        ({"documents": [{"text": "a", "more": {"deep": 1}}]}, 422, "documents[0]"),
         ({"documents": [{"text": 7}]}, 422, "documents[0].text is no string"),
         ({"top_n": 0}, 422, "top_n"),
     ],
@@ -192,8 +197,6 @@ any_document = any_text | st.dictionaries(
 def test_whatever_is_sent_is_answered_or_refused(
     url: str, http: httpx.Client, model: str, query: str, documents: list[Any], version: str
 ) -> None:
-    import json
-
     body = {"model": model, "query": query, "documents": documents, "return_documents": True}
     response = http.post(
         f"{url}/{version}/rerank",

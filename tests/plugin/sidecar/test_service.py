@@ -228,6 +228,26 @@ def test_a_sidecar_that_leaves_answers_but_is_not_ready(client: httpx.Client) ->
         assert "stopping" in sentence(refused)
 
 
+def test_what_is_not_done_when_patience_ends_is_told_so() -> None:
+    gated = Gated()
+    answers: list[httpx.Response] = []
+    with serving(build_app(gated, load_settings(max_concurrent=1))) as client:
+        url = client.base_url.join("/rerank")
+
+        def ask() -> None:
+            answers.append(httpx.post(url, json=search(), timeout=120, trust_env=False))
+
+        callers = [threading.Thread(target=ask) for _ in range(2)]  # one computed, one in line
+        for caller in callers:
+            caller.start()
+        wait_until(lambda: sample(client, "titlecast_waiting_requests") == 1)
+    for caller in callers:
+        caller.join()
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert {answer.headers["retry-after"] for answer in answers} == {"1"}
+    assert "stopping" in sentence(answers[0])
+
+
 class Named(Gated):
     def __init__(self, name: str) -> None:
         super().__init__()

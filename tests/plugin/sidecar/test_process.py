@@ -1,0 +1,267 @@
+"""`titlecast serve` as a process: what operators do to it, and what machines do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from plugin.sidecar.process import free_port
+from reranker.stages import SHIPPED
+from tests.plugin.sidecar.fakes import search, wait_until
+
+REPOSITORY = Path(__file__).parents[3]
+PATIENCE = 300.0
+HITS = [{"id": str(n), "title": f"merge {n} lists", "passage": "sorted " * 60} for n in range(20)]
+
+
+class Process:
+    """A sidecar and a client of it."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], client: httpx.Client) -> None:
+        self.popen = popen
+        self.client = client
+
+    def get(self, path: str) -> int:
+        """The status of a GET; 0 where nobody answers."""
+        assert self.popen.poll() is None
+        try:
+            return self.client.get(path).status_code
+        except httpx.TransportError:
+            return 0
+
+    def number(self, name: str) -> float:
+        """The value of a metric; 0 where it is not there."""
+        for line in self.client.get("/metrics").text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+        return 0.0
+
+    def wait(self, name: str, value: float) -> None:
+        wait_until(lambda: self.number(name) >= value, PATIENCE)
+
+
+@contextlib.contextmanager
+def process(*options: str, log: Any = None, files: int = 0, **settings: Any) -> Iterator[Process]:
+    """A ready sidecar; it has ended when the block is left."""
+    environ = {name: text for name, text in os.environ.items() if "TITLECAST" not in name}
+    environ |= {f"TITLECAST_{name.upper()}": str(value) for name, value in settings.items()}
+    port = free_port()
+    command = [sys.executable, "-m", "plugin.cli.main", "serve", f"--port={port}", *options]
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+
+    with (
+        subprocess.Popen(
+            [*command, "--until-eof"],
+            cwd=REPOSITORY,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stderr=log,
+            preexec_fn=limit_files if files else None,
+        ) as popen,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False
+        ) as client,
+    ):
+        try:
+            served = Process(popen, client)
+            wait_until(lambda: served.get("/readyz") == 200, PATIENCE)
+            yield served
+        finally:
+            assert popen.stdin
+            popen.stdin.close()
+            try:
+                popen.wait(PATIENCE)
+            finally:
+                popen.kill()
+
+
+DONE = 'titlecast_model_reloads_total{outcome="done"}'
+FAILED = 'titlecast_model_reloads_total{outcome="failed"}'
+GONE = 'titlecast_requests_total{outcome="caller_gone",path="/rerank"}'
+ANSWERED = 'titlecast_requests_total{outcome="answered",path="/rerank"}'
+
+
+def test_whatever_happens_to_it_searches_are_answered(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("title", "passage", "fusion.json"):
+        (models / name).symlink_to(SHIPPED / name)
+    with (
+        Path("/dev/full").open("wb") as full,  # as a disk is that the log has filled
+        process("--threads=1", f"--model={models}", log=full, files=100) as sidecar,
+    ):
+        client = sidecar.client
+
+        def answered() -> bool:
+            response = client.post("/rerank", json=search(hits=HITS))
+            return response.status_code == 200 and response.json()["complete"] is True
+
+        assert answered()
+        assert sidecar.number("titlecast_lost_log_lines_total") > 0
+
+        # Other models, then none: those before stay.
+        sidecar.popen.send_signal(signal.SIGHUP)
+        sidecar.wait(DONE, 1)
+        (models / "fusion.json").unlink()
+        sidecar.popen.send_signal(signal.SIGHUP)
+        sidecar.wait(FAILED, 1)
+        assert answered()
+
+        # Stopped: its callers go away, and what they had asked is not computed afterwards.
+        sidecar.popen.send_signal(signal.SIGSTOP)
+        with pytest.raises(httpx.TimeoutException):
+            client.post("/rerank", json=search(hits=HITS), timeout=1)
+        sidecar.popen.send_signal(signal.SIGCONT)
+        assert answered()
+        sidecar.wait(GONE, 1)
+
+        # Out of file descriptors: who is connected is served, and others are once there are any.
+        raws = []
+        for _ in range(150):
+            raw = socket.socket()
+            raw.settimeout(PATIENCE)
+            raw.connect((client.base_url.host, client.base_url.port or 0))
+            raws.append(raw)
+        assert answered()
+        for raw in raws:
+            raw.close()
+        wait_until(
+            lambda: sidecar.number("process_open_fds") < 60,
+            PATIENCE,
+        )
+        with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as other:
+            assert other.get("/readyz").status_code == 200
+        assert answered()
+
+
+def test_sigterm_loses_no_search() -> None:
+    with process("--threads=1", drain_seconds=2, grace_seconds=240, max_concurrent=1) as sidecar:
+        statuses: list[int] = []
+
+        def ask() -> None:
+            """Ask, as a balanced client does, until the sidecar says that it is leaving."""
+            with httpx.Client(
+                base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
+            ) as client:
+                while True:
+                    response = client.post("/rerank", json=search(hits=HITS[:5]))
+                    statuses.append(response.status_code)
+                    if response.headers.get("connection") == "close":
+                        return
+
+        callers = [threading.Thread(target=ask) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        wait_until(lambda: len(statuses) > 8, PATIENCE)
+        sidecar.popen.send_signal(signal.SIGTERM)
+        for caller in callers:
+            caller.join()
+        assert sidecar.popen.wait(PATIENCE) == 0
+    assert set(statuses) == {200}
+    assert len(statuses) > 12
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def mapped(pid: int, field: str) -> int:
+    """kB of the models' weights in a process' memory, by a field of its smaps."""
+    total, counts = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-", line):
+            counts = line.endswith("weights.bin")
+        elif counts and line.startswith(f"{field}:"):
+            total += int(line.split()[1])
+    return total
+
+
+def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
+    with process("--threads=1", "--workers=2") as sidecar:
+        wait_until(lambda: sidecar.number("titlecast_ready") == 2, PATIENCE)
+        workers = children(sidecar.popen.pid)
+        assert len(workers) == 2
+
+        def ask(count: int) -> None:
+            for _ in range(count):  # each on a connection of its own, which either may accept
+                with httpx.Client(
+                    base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
+                ) as client:
+                    assert client.post("/rerank", json=search(hits=HITS)).status_code == 200
+
+        ask(10)
+        assert sidecar.number(ANSWERED) == 10  # whichever of them is asked
+        for worker in workers:  # the file itself, not a copy of it
+            assert mapped(worker, "Rss") > 0
+            assert mapped(worker, "Private_Dirty") == 0
+
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: len(set(children(sidecar.popen.pid)) - {workers[0]}) == 2, PATIENCE)
+        sidecar.client.close()
+        sidecar.client = httpx.Client(
+            base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
+        )
+        with sidecar.client:
+            wait_until(
+                lambda: sidecar.get("/metrics") == 200 and sidecar.number("titlecast_ready") == 2,
+                PATIENCE,
+            )
+            ask(5)
+            assert sidecar.number(ANSWERED) == 15
+            survivors = children(sidecar.popen.pid)
+            sidecar.popen.send_signal(signal.SIGTERM)
+            assert sidecar.popen.wait(PATIENCE) == 0
+    for pid in survivors:
+        wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+
+
+def check(*options: str, **settings: str) -> tuple[int, str]:
+    environ = {name: text for name, text in os.environ.items() if "TITLECAST" not in name}
+    found = subprocess.run(
+        [sys.executable, "-m", "plugin.cli.main", "serve", "--check", *options],
+        cwd=REPOSITORY,
+        env=environ | {f"TITLECAST_{name.upper()}": text for name, text in settings.items()},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "Traceback" not in found.stderr
+    return found.returncode, found.stdout + found.stderr
+
+
+def test_check_says_what_would_be_served() -> None:
+    status, said = check("--port=9001", api_key="open-sesame another", max_hits="77")
+    assert status == 0
+    assert "would serve http://127.0.0.1:9001" in said
+    assert "keys: 2" in said
+    assert "sesame" not in said
+    assert "TITLECAST_MAX_HITS=77" in said
+    assert re.search(r"models: titlecast-\S+, hash [0-9a-f]{16}", said)
+
+
+def test_check_names_what_cannot_be(tmp_path: Path) -> None:
+    config = tmp_path / "settings"
+    config.write_text("TITLECAST_MAX_HIT=7\n")
+    status, said = check(f"--config={config}")
+    assert status == 2
+    assert "no setting TITLECAST_MAX_HIT:" in said
+    (tmp_path / "models").mkdir()
+    status, said = check(f"--model={tmp_path / 'models'}")
+    assert status == 2
+    assert "holds no model" in said
