@@ -5,11 +5,13 @@ Everything here works without torch and transformers; training and export live i
 """
 
 from reranker.cascade import Cascade
+from reranker.dual import DualEncoder
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
 from reranker.stages import PassageReranker, TitleReranker
 
 __all__ = [
     "Cascade",
+    "DualEncoder",
     "Hit",
     "PassageReranker",
     "RankedHit",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,3 +117,18 @@ def test_a_folder_without_a_dual_encoder_says_what_to_do(tmp_path):
         DualEncoder.load(write_model(tmp_path / "pair", "passage", pair))
     with pytest.raises(ValueError, match="only a broadcasting model"):
         export(pair, tmp_path / "refused", dual=True)
+
+
+def test_it_runs_where_torch_cannot_be_imported(tmp_path):
+    folder = write_model(tmp_path, "passage", random_encoder(SMALL))
+    code = """
+import sys
+for name in ("torch", "transformers", "onnx", "sentence_transformers"):
+    sys.modules[name] = None
+from reranker import DualEncoder
+print(DualEncoder.load(sys.argv[1], threads=1).encode_queries(["a list"]).shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == f"(1, {SMALL.hidden})", done.stderr
