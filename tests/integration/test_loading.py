@@ -112,7 +112,6 @@ def test_a_load_that_is_killed_again_and_again_loses_and_doubles_nothing(
         ("after", f"PUT /{NAME}-", 1),  # the index is made, and the load does not know it
         ("before", "_bulk", draw.randint(2, 4)),
         ("after", "_bulk", draw.randint(2, 8)),
-        ("before", "_bulk", draw.randint(2, 8)),
         ("after", "_refresh", 1),
         ("after", "POST /_aliases", 1),  # switched, and the load does not know it
         ("before", f"DELETE /{NAME}-0", 1),

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,20 +40,19 @@ def test_a_node_that_restarts_during_a_load(needs_local_node: None) -> None:
     waited: list[str] = []
     try:
         first.start()
-        port = first.nodes[0].http_port
+        second = LocalCluster(data=data, http_port=first.nodes[0].http_port, **options)  # type: ignore[arg-type]
+        starting = threading.Thread(target=second.start)
         with contextlib.closing(
             OpenSearch([first.url], max_retries=0, pool_maxsize=2, timeout=60)
         ) as client:
             target.make_index(client, INDEX)
 
             def records() -> Iterator[Document]:
-                nonlocal second
                 for n, record in enumerate(documents(count)):
                     if n == count // 2:
                         os.kill(first.nodes[0].pid, signal.SIGKILL)
                         first.stop()
-                        second = LocalCluster(data=data, http_port=port, **options)  # type: ignore[arg-type]
-                        second.start()
+                        starting.start()  # while the load goes on
                     yield record
 
             summary = load(
@@ -62,6 +62,7 @@ def test_a_node_that_restarts_during_a_load(needs_local_node: None) -> None:
                 options=Options(workers=2, bulk_bytes=8_000, patience=300, request_seconds=60),
                 on_progress=lambda progress: waited.append(progress.waiting),
             )
+            starting.join()
             assert summary.verified, summary.differences
             assert summary.documents == count
             assert {hit["_id"]: hit["_source"] for hit in scan(client, index=INDEX)} == {
