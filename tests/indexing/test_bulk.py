@@ -1,6 +1,7 @@
 import json
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,6 +160,22 @@ def test_patience_ends_with_what_to_do() -> None:
             actions(1),
             patience=0.02,
         )
+
+
+def test_patience_begins_anew_with_every_document_that_gets_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A second passes with each request, and one document gets through with each."""
+    now = [0.0]
+    monkeypatch.setattr("indexing.bulk.time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def refuse(key: str, sent: int) -> Any:
+        now[0] += key == str(sent)
+        return 201 if key == str(sent) else answer_error(429, "rejected_execution_exception")
+
+    outcome, _, _ = send(refuse, actions(20), patience=3.0)
+    assert len(outcome.created) == 20
+    assert now[0] == 20
 
 
 @pytest.mark.parametrize(
