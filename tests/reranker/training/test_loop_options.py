@@ -285,7 +285,7 @@ def test_two_processes_train_what_one_does(data, backbone, tmp_path):
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=300)[0] for process in team]
+        said = [process.communicate(timeout=500)[0] for process in team]
     finally:
         for process in team:
             process.kill()
