@@ -324,20 +324,31 @@ def most_tokens(threads: int | None) -> int:
 def layouts(lengths: NDArray[np.int64], most: int = _MOST_TOKENS) -> Iterator[Layout]:
     """Lay texts of the given lengths (n,), each at least 1, into batches of `most` tokens.
 
-    Every text is in exactly one, in one row; a batch of one row may be larger. Texts of up to
-    `_PACKED_WIDTHS[-1]` tokens share rows, longer ones have a row each.
+    Every text is in exactly one, in one row; a batch of one row may be larger. Of texts of up to
+    `_PACKED_WIDTHS[-1]` tokens those of one length are batched where they are enough for a call,
+    which leaves nothing to compute for nothing; the others share rows. Longer ones have a row
+    each, beside texts of similar length.
     """
-    short = np.flatnonzero(lengths <= _PACKED_WIDTHS[-1])
-    if len(short):
-        width = next(width for width in _PACKED_WIDTHS if width >= lengths[short].max())
-        rows = pack(lengths[short], width)
-        parts = -(-len(rows) * width // most)  # of about the same size
+    rest: list[int] = []
+    for length in np.unique(lengths[lengths <= _PACKED_WIDTHS[-1]]).tolist():
+        same = np.flatnonzero(lengths == length)
+        if len(same) * length < _LEAST_TOKENS:
+            rest += same.tolist()
+            continue
+        parts = -(-len(same) // max(1, most // length))
+        for group in np.array_split(same, parts):
+            yield _layout(lengths, [[place] for place in group.tolist()], length)
+    if rest:
+        left = lengths[rest]
+        width = next(width for width in _PACKED_WIDTHS if width >= left.max())
+        rows = pack(left, width)
+        parts = -(-len(rows) // max(1, most // width))  # of about the same size
         for part in range(parts):
             mine = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
-            yield _layout(lengths, [[int(short[at]) for at in row] for row in mine], width)
+            yield _layout(lengths, [[rest[at] for at in row] for row in mine], width)
     long = np.flatnonzero(lengths > _PACKED_WIDTHS[-1])
-    for group in _similar(lengths[long], most):
-        places = long[group]
+    for alike in _similar(lengths[long], most):
+        places = long[alike]
         yield _layout(lengths, [[place] for place in places.tolist()], int(lengths[places].max()))
 
 
