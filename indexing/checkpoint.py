@@ -40,6 +40,7 @@ class State:
         before: documents in the index when the load began, once counted.
         position: records done with.
         created, replaced, failed, skipped: what became of them.
+        cut: of the failed, those behind which the rest of a file or an index is unread.
         bytes: of the documents in the index.
         seconds: spent by all runs of the load.
         samples: documents to compare at the end.
@@ -59,6 +60,7 @@ class State:
     replaced: int = 0
     failed: int = 0
     skipped: int = 0
+    cut: int = 0
     bytes: int = 0
     seconds: float = 0.0
     samples: list[dict[str, Any]] = field(default_factory=list)

@@ -43,7 +43,8 @@ class Destination:
         recreate: delete the index first.
         delete_old: delete what the alias named before.
         tune: give an existing index settings fit for loading meanwhile; a new one always has.
-        most_failures: the share of the records that may fail for the alias still to be switched.
+        most_failures: the share of the records that may fail for the alias still to be switched;
+            where a file was cut short, so that its rest is missing, only 1 allows it.
     """
 
     index: str | None = None
@@ -159,7 +160,10 @@ def run(
         )
         switched, old = False, list[str]()
         if destination.alias is not None and summary.verified and summary.indexed:
-            if summary.failed <= destination.most_failures * summary.read:
+            # How much is missing behind a cut, nobody knows: only "all may fail" allows it.
+            share = destination.most_failures
+            enough = share >= 1 or (not summary.cut and summary.failed <= share * summary.read)
+            if enough:
                 target.end_loading(client, state.index)
                 old = _go_live(client, checkpoint, destination, state.index)
                 switched = True

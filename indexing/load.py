@@ -105,6 +105,7 @@ class Summary:
     replaced: int  # one of that id was there before, from the source or from elsewhere
     failed: int
     skipped: int  # without text
+    cut: int  # of the failed, those behind which the rest of a file or an index is unread
     distinct: int  # ids among the indexed
     bytes: int
     seconds: float
@@ -173,7 +174,7 @@ class _Chunk:
 
     def __init__(self, number: int, first: int) -> None:
         self.number, self.first = number, first
-        self.records = self.failed = self.skipped = self.size = 0
+        self.records = self.failed = self.skipped = self.cut = self.size = 0
         self.actions: list[Action] = []
 
 
@@ -291,6 +292,7 @@ class _Run:
                 chunk.size += len(prepared.lines) + self._vector_bytes
             elif isinstance(prepared, Failure):
                 chunk.failed += 1
+                chunk.cut += prepared.cut
                 self._failed(position, prepared, record)
             else:
                 chunk.skipped += 1
@@ -354,6 +356,7 @@ class _Settled(NamedTuple):
     replaced: int
     failed: int
     skipped: int
+    cut: int
     size: int
     keys: bytes
 
@@ -417,6 +420,7 @@ class _Ledger:
             len(outcome.replaced),
             chunk.failed + len(outcome.failed),
             chunk.skipped,
+            chunk.cut,
             sent,
             bytes(keys),
         )
@@ -435,6 +439,7 @@ class _Ledger:
                 state.replaced += one.replaced
                 state.failed += one.failed
                 state.skipped += one.skipped
+                state.cut += one.cut
                 state.bytes += one.size
                 self._keys += one.keys
             self._changed.notify_all()
@@ -521,6 +526,7 @@ def _judged(
         replaced=state.replaced,
         failed=state.failed,
         skipped=state.skipped,
+        cut=state.cut,
         distinct=distinct,
         bytes=state.bytes,
         seconds=state.seconds,

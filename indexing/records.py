@@ -59,6 +59,7 @@ class Failure(NamedTuple):
     location: str  # `FILE:LINE`, or `document 'ID'` once the record has an id
     reason: str
     excerpt: str = ""  # how the unreadable record begins, at most `EXCERPT_CHARACTERS`
+    cut: bool = False  # what follows in the same file or index is lost as well, and uncounted
 
 
 class Skip(NamedTuple):
@@ -69,26 +70,6 @@ class Skip(NamedTuple):
 
 
 Record: TypeAlias = Document | Failure | Skip
-
-
-class Summary(NamedTuple):
-    """What a load did; `read == created + updated + failed + skipped`."""
-
-    read: int = 0
-    created: int = 0
-    updated: int = 0  # a document of that id was there before, or came twice in the source
-    failed: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    documents: int = 0  # in the index afterwards
-    verified: bool = False  # the index has grown by what was created
-    failures: tuple[Failure, ...] = ()  # the first of the failed
-    skips: tuple[Skip, ...] = ()  # the first of the skipped
-
-    @property
-    def indexed(self) -> int:
-        """Documents that are now in the index as the source has them."""
-        return self.created + self.updated
 
 
 def excerpt(raw: str | bytes) -> str:

@@ -137,7 +137,7 @@ class LineFile:
     @staticmethod
     def cut(location: str, error: Exception) -> Failure:
         """Say that reading ended early: what follows cannot be found any more."""
-        return Failure(location, f"the rest of the file cannot be read: {error}")
+        return Failure(location, f"the rest of the file cannot be read: {error}", cut=True)
 
     def lines(self, blank: bool = False) -> Iterator[Line | Failure]:
         """Yield every line as UTF-8, blank ones only if asked for, or why it cannot be read."""

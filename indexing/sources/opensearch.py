@@ -64,6 +64,7 @@ class IndexReader:
                 yield Failure(
                     f"{self.name}:{self._read + 1}",
                     f"the rest of the index cannot be read: {_sentence(error)}",
+                    cut=True,
                 )
 
     def _hits(self) -> Iterator[dict[str, Any]]:

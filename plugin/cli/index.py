@@ -559,8 +559,9 @@ def _judge(result: Result, destination: Destination) -> None:
             f" {_named(summary.failures, summary.failed)}; correct them and run this again,"
             " documents are replaced by id"
             + (
-                f". They are too many to switch the alias {destination.name}: to do so all the"
-                " same, run this again with a higher --most-failures"
+                f". The alias {destination.name} was not switched, as they are too many or the"
+                " source was cut short: to do so all the same, run this again with a higher"
+                " --most-failures (1 where it was cut short)"
                 if not_switched
                 else ""
             ),

@@ -28,7 +28,7 @@ from indexing.checkpoint import Checkpoint
 from indexing.deadletter import entries
 from indexing.job import Destination, run
 from indexing.load import Options, load
-from indexing.records import Document, Record
+from indexing.records import Document, Failure, Record
 from tests.integration import loader
 from tests.integration.proxy import Dropped, Proxy
 
@@ -369,13 +369,14 @@ def test_an_index_gives_its_name_to_an_alias_only_when_asked_to(
 def test_an_alias_is_not_switched_to_an_index_that_lacks_too_much(
     client: OpenSearch, tmp_path: Path
 ) -> None:
-    records = list(loader.records(400))
-    few = Destination(alias=NAME, body=loader.BODY, most_failures=0.001)
-    result = run(client, records, {}, few, folder=tmp_path)
-    assert not result.switched
-    assert not client.indices.exists_alias(name=NAME)
+    records = [*loader.records(400), Failure("f:401", "the rest cannot be read", cut=True)]
+    for share in (0.001, 0.5):  # too many failed; few enough, but nobody knows what the cut hides
+        few = Destination(alias=NAME, body=loader.BODY, most_failures=share)
+        result = run(client, records, {}, few, folder=tmp_path)
+        assert not result.switched
+        assert not client.indices.exists_alias(name=NAME)
     # The same load again, which only has its last step to do.
-    enough = Destination(alias=NAME, body=loader.BODY, most_failures=0.5)
+    enough = Destination(alias=NAME, body=loader.BODY, most_failures=1)
     again = run(client, iter(()), {}, enough, folder=tmp_path)
     assert again.switched
     assert again.summary.index == result.summary.index

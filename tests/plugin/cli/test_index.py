@@ -51,5 +51,5 @@ def test_the_first_failures_are_named_and_the_others_counted() -> None:
 
 
 def test_a_summary_tells_duplicates_and_differences() -> None:
-    summary = Summary("i", 10, 6, 2, 1, 1, 7, 0, 1.0, 7, (), 7, (), "")
+    summary = Summary("i", 10, 6, 2, 1, 1, 0, 7, 0, 1.0, 7, (), 7, (), "")
     assert (summary.indexed, summary.duplicates, summary.verified) == (8, 1, True)
