@@ -25,7 +25,7 @@ from tests.reranker.conftest import SMALL, random_encoder, write_model
 POINTS = [ThreadPoint(1, 100.0, 30.0), ThreadPoint(2, 60.0, 31.0), ThreadPoint(4, 58.0, 29.0)]
 TIMES = [DepthTime(0, 20.0), DepthTime(10, 60.0), DepthTime(20, 100.0), DepthTime(50, 230.0)]
 WINDOWS = [
-    Window(query, [Hit(str(at), f"heap {word}", "merge lists", 1.0) for at, word in enumerate(words)])
+    Window(query, [Hit(str(i), f"heap {word}", "merge lists", 1.0) for i, word in enumerate(words)])
     for query, words in (("merge", ["queue", "file", "line"]), ("read", ["queue", "open"]))
 ]
 
