@@ -130,12 +130,15 @@ def export(
         float,
         typer.Option(min=0.0, max=1.0, help="Share of the trained weights; the rest is the start."),
     ] = 1.0,
+    average: Annotated[
+        bool, typer.Option("--average", help="Take the mean of the best and the last weights.")
+    ] = False,
 ) -> None:
     """Export a training's best weights as a model folder for serving."""
     needs_torch()
     from reranker.training.finish import export_trained
 
-    export_trained(training, out, name, precision, blend)
+    export_trained(training, out, name, precision, blend, average)
     config = json.loads((out / "config.json").read_text("utf-8"))
     Console().print(
         f"{out}: {sum(f.stat().st_size for f in out.iterdir()) / 1e6:.1f} MB; its order of dev "
@@ -158,7 +161,7 @@ def fuse(
     from reranker.training import config as configs
     from reranker.training.finish import fit_fusion, score_windows
 
-    path = config or configs.RECIPES / "passage.toml"
+    path = config or configs.RECIPES / "title.toml"  # it has sets with and without passages
     windows = score_windows(
         configs.read_recipe(path),
         data,

@@ -47,10 +47,15 @@ _LIMITS: dict[str, dict[str, int]] = {
 
 
 def export_trained(
-    folder: Path, out: Path, name: str, precision: Precision = "int8", blend: float = 1.0
+    folder: Path,
+    out: Path,
+    name: str,
+    precision: Precision = "int8",
+    blend: float = 1.0,
+    average: bool = False,
 ) -> None:
-    """Write a training's result as a model folder for serving."""
-    recipe, model = load_trained(folder, blend)
+    """Write a training's result as a model folder for serving; see `load_trained`."""
+    recipe, model = load_trained(folder, blend, average)
     export_model(recipe, model, folder, out, name, precision, blend)
     shutil.copyfile(folder / "trained-on.npy", out / "trained-on.npy")
 
@@ -153,13 +158,22 @@ def score_windows(
     queries: int = 60,
     depth: int = 30,
 ) -> dict[str, list[Window]]:
-    """Windows of the dev split, per query set: BM25's top 100, its top `depth` passages read."""
+    """Windows of the dev split, per query set: BM25's top 100, both stages' logits.
+
+    Passages are read for the `depth` hits that titles and BM25 together put first, as in a
+    cascade. Sets of pages (KILT, HoVer) have titles only, and BM25 is over these.
+    """
     found: dict[str, list[Window]] = {}
-    engine: BM25 | None = None
+    engines: dict[tuple[str, bool], BM25] = {}
     for source in recipe.data.sources:
-        collection = read_collection(data / source.path, source.format, source.queries)
+        pages = source.format in ("kilt", "hover")
+        corpora = [data / path for path in recipe.data.corpora] if pages else []
+        collection = read_collection(data / source.path, source.format, source.queries, corpora)
         corpus = collection.corpus
-        engine = engine or BM25.over(corpus)
+        key = (source.path, pages)
+        if key not in engines:
+            engines[key] = BM25.over(corpus, "title" if pages else "both")
+        engine = engines[key]
         chosen = [query for query in collection.judged if side(query.text) == "dev"][:queries]
         for query in chosen:
             window = engine.search(query.text, 100)
@@ -170,11 +184,13 @@ def score_windows(
             documents = [corpus[id] for id, _ in window]
             titles = [document.title for document in documents]
             logits = neutral(title.score(query.text, titles), np.array([bool(t) for t in titles]))
-            read = np.full(len(window), np.nan)
-            read[:depth] = passage.score(
-                query.text, titles[:depth], [document.text for document in documents[:depth]]
-            )
             first = standardise(np.array([score for _, score in window], dtype=np.float64))
+            read = np.full(len(window), np.nan)
+            if not pages:
+                best = np.argsort(-(standardise(logits) + first), kind="stable")[:depth]
+                read[best] = passage.score(
+                    query.text, [titles[i] for i in best], [documents[i].text for i in best]
+                )
             found.setdefault(collection.name, []).append(Window(logits, read, first, gold))
         log.info("%s: %d windows", collection.name, len(found.get(collection.name, [])))
     return found

@@ -75,12 +75,14 @@ def started(folder: Path, recipe: Recipe) -> Model:
     return model
 
 
-def load_trained(folder: Path, blend: float = 1.0) -> tuple[Recipe, Model]:
+def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tuple[Recipe, Model]:
     """The trained network of a folder, mixed with its start: blend * trained + the rest * start.
 
     Averaging with the start keeps more of what the backbone knows about other domains
-    (WiSE-FT: Wortsman et al. 2022, arXiv 2109.01903). Raises FileNotFoundError where nothing
-    was trained yet.
+    (WiSE-FT: Wortsman et al. 2022, arXiv 2109.01903). `average` takes the mean of the best and
+    the last weights: where few dev queries chose the best, that is safer than either (model
+    soups: Wortsman et al. 2022, arXiv 2203.05482). Raises FileNotFoundError where nothing was
+    trained yet.
     """
     recipe = read_recipe(folder / "recipe.toml")
     backbone = load_backbone(recipe.backbone)
@@ -91,6 +93,9 @@ def load_trained(folder: Path, blend: float = 1.0) -> tuple[Recipe, Model]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train first, with `titlecast train`")
     trained = torch.load(path, weights_only=True)["model"]
+    if average:
+        last = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        trained = {name: value.lerp(last[name], 0.5) for name, value in trained.items()}
     start = model.state_dict()
     mixed = {name: start[name].lerp(value, blend) for name, value in trained.items()}
     model.load_state_dict(mixed)

@@ -92,6 +92,19 @@ def test_every_form_of_training_moves_what_it_should(data, backbone, tmp_path, c
     assert any("words" in name for name in changed) == ("train_embeddings" in changes)
 
 
+def test_the_best_and_the_last_weights_can_be_averaged(data, backbone, tmp_path):
+    recipe = prepared(tmp_path, data, recipe_text("title", backbone))
+    train(recipe, tmp_path, stop_at=4)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    kept["model"] = {name: value + 0.5 for name, value in kept["model"].items()}
+    torch.save(kept, tmp_path / "checkpoint.pt")
+    _, best = load_trained(tmp_path)
+    _, mean = load_trained(tmp_path, average=True)
+    for name, value in best.state_dict().items():
+        wanted = (value + kept["model"][name]) / 2
+        assert torch.allclose(mean.state_dict()[name], wanted, atol=1e-6)
+
+
 def test_training_learns_what_the_data_shows(data, backbone, tmp_path):
     text = recipe_text(
         "passage",
