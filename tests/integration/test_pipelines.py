@@ -172,7 +172,7 @@ def test_an_alias_stands_for_its_indices(client: OpenSearch) -> None:
 
 def test_wrong_fields_are_refused_on_a_real_mapping(client: OpenSearch) -> None:
     for field, message in (
-        ("headline", "its text fields are passage, title"),
+        ("headline", "its text fields are page_id, passage, section, title, url"),
         ("title.exact", "use title"),
         ("metadata", "not text"),
     ):
