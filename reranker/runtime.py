@@ -137,30 +137,6 @@ class BroadcastModel:
         return found
 
 
-class WholeBroadcastModel:
-    """The broadcasting encoder as titlecast 0.1.0 exported it: all layers in `texts.onnx`."""
-
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
-        self._query = Graph(folder / "query.onnx", threads)
-        self._texts = Graph(folder / "texts.onnx", threads)
-        self._most = most_tokens(threads)
-
-    def read(self, query: Row) -> dict[str, Any]:
-        """The query's keys, values and pooled state, kept where the runtime has them."""
-        names = ["keys", "values", "pooled"]
-        return dict(
-            zip(names, self._query.run(names, {"ids": _value(query[None, :])}), strict=True)
-        )
-
-    def score(self, query: dict[str, Any], rows: Sequence[Row]) -> NDArray[np.float32]:
-        """Logits (n,); the query's states are handed to every batch as they are."""
-        scores = np.empty(len(rows), dtype=np.float32)
-        for places, ids, lengths in batches(rows, self._most):
-            feed = {**query, "ids": _value(ids), "lengths": _value(lengths)}
-            scores[places] = self._texts.run(["scores"], feed)[0].numpy()
-        return scores
-
-
 class PairModel:
     """The pairwise cross-encoder: query and text together, once per text."""
 
@@ -203,8 +179,6 @@ def load_model(
     config = json.loads(path.read_text("utf-8"))
     kind = config.get("architecture")
     if kind == "broadcast":
-        if (folder / "texts.onnx").is_file():
-            return WholeBroadcastModel(folder, threads), config
         return BroadcastModel(folder, threads, cache), config
     if kind == "pair":
         return PairModel(folder, threads), config

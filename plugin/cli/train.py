@@ -161,7 +161,7 @@ def fuse(
     from reranker.training import config as configs
     from reranker.training.finish import fit_fusion, score_windows
 
-    path = config or configs.RECIPES / "title.toml"  # it has sets with and without passages
+    path = config or configs.RECIPES / "passage.toml"
     windows = score_windows(
         configs.read_recipe(path),
         data,
