@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from indexing.load import load
+from indexing.load import Options, load
 from indexing.records import Document, Record
 from indexing.sources import open_source
 from indexing.target import end_loading, make_index
@@ -180,7 +180,9 @@ def _on_engine(console: Console, task: _Task, kind: EngineKind) -> None:
             if engine.kind == "url":  # it was named: another one would not be what was meant
                 raise CommandError(str(error)) from error
             raise _NoEngineError(str(error)) from error
-        client = stack.enter_context(connect(engine.url, seconds=_CLIENT_SECONDS))
+        client = stack.enter_context(
+            connect(engine.url, seconds=_CLIENT_SECONDS, connections=Options().workers)
+        )
         if engine.kind == "url":
             models = _sidecar_of(client, engine.url, task.model, stack)
         else:
