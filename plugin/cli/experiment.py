@@ -129,20 +129,15 @@ def joint(
     arms = ablation.joint_arms(recipe, seeds)
     experiments.run_arms(arms, folder, out, every, measuring=ablation.measure_both)
     rows = ablation.summarise(experiments.read_results(out))
-    text = ablation.joint_table(rows)
-    (out / "table.md").write_text(text + "\n", "utf-8")
-    experiments.write_json(out / "table.json", rows)
-    Console().print(Markdown(text))
+    keep(out, rows, ablation.joint_table(rows))
 
 
 def start(
     config: Path | None, name: str, data: Path | None, prepared: Path | None, out: Path
 ) -> tuple[Recipe, Path]:
     """The experiment's recipe, and the folder of its examples, which are made if need be."""
-    from reranker.evaluation.baselines import load_bi_encoder
-    from reranker.models.backbone import find_backbone
     from reranker.training import config as configs
-    from reranker.training.prepare import prepare
+    from reranker.training.prepare import prepare_once
 
     logging.getLogger("reranker").setLevel(logging.INFO)
     recipe = configs.read_recipe(config or configs.RECIPES / "experiments" / f"{name}.toml")
@@ -151,18 +146,22 @@ def start(
     if data is None:
         raise CommandError("give --data, the folder that the recipe's paths start from")
     folder = out / "prepared"
-    if not (folder / "trained-on.npy").exists():
-        encode = load_bi_encoder(find_backbone(recipe.backbone)) if recipe.data.dense else None
-        prepare(recipe, data, folder, encode=encode)
+    prepare_once(recipe, data, folder)
     return recipe, folder
 
 
 def show(out: Path, first: str, second: str) -> None:
-    """Compare the finished arms below `out`; print the table and keep it there."""
+    """Compare the finished arms below `out`."""
     from reranker.training import experiments
 
     rows = experiments.compare(experiments.read_results(out), first, second)
-    text = experiments.table(rows, first, second)
-    (out / "table.md").write_text(text + "\n", "utf-8")
-    experiments.write_json(out / "table.json", rows)
-    Console().print(Markdown(text))
+    keep(out, rows, experiments.table(rows, first, second))
+
+
+def keep(out: Path, rows: Any, table: str) -> None:
+    """Print a result's Markdown table, and keep both forms of it below `out`."""
+    from reranker.training.experiments import write_json
+
+    (out / "table.md").write_text(table + "\n", "utf-8")
+    write_json(out / "table.json", rows)
+    Console().print(Markdown(table))

@@ -59,13 +59,11 @@ def train(
     needs_torch()
     import torch
 
-    from reranker.evaluation.baselines import load_bi_encoder
-    from reranker.models.backbone import find_backbone
     from reranker.training import config as configs
     from reranker.training.finish import sources_of
     from reranker.training.loop import find_processes
     from reranker.training.loop import train as run
-    from reranker.training.prepare import prepare
+    from reranker.training.prepare import prepare_once
 
     logging.getLogger("reranker").setLevel(logging.INFO)
     recipe_path = config or configs.RECIPES / f"{task}.toml"
@@ -91,9 +89,7 @@ def train(
             f"{out} holds a training of another recipe; give another --out, or its {kept.name}"
         )
     with find_processes().main_process_first():  # of several, the first prepares for all
-        if not (out / "trained-on.npy").exists():
-            encode = load_bi_encoder(find_backbone(recipe.backbone)) if recipe.data.dense else None
-            prepare(recipe, data, out, exclude=sources_of(exclude or []), encode=encode)
+        if prepare_once(recipe, data, out, sources_of(exclude or [])):
             kept.write_text(recipe_path.read_text("utf-8"), "utf-8")
     best = run(recipe, out, stop_at)
     Console().print(f"best weights so far: {best}")

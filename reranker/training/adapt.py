@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from reranker.evaluation.contamination import fingerprint, fingerprints
+from reranker.evaluation.contamination import FILE, fingerprint, fingerprints
 from reranker.evaluation.measures import bootstrap_interval
 from reranker.fusion import standardise
 from reranker.stages import TitleReranker
@@ -85,7 +85,7 @@ def prepare_documents(
         )
     for name, chosen in kept.items():
         examples.save(out / name, pool, chosen)
-    np.save(out / "trained-on.npy", fingerprints(item.query for item in kept["train"]))
+    np.save(out / FILE, fingerprints(item.query for item in kept["train"]))
 
 
 def teach(

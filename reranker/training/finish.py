@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import read_collection
+from reranker.evaluation.contamination import FILE
 from reranker.evaluation.split import side
 from reranker.fusion import Fusion, neutral, standardise
 from reranker.models.backbone import load_backbone
@@ -57,7 +58,7 @@ def export_trained(
     """Write a training's result as a model folder for serving; see `load_trained`."""
     recipe, model = load_trained(folder, blend, average)
     export_model(recipe, model, folder, out, name, precision, blend)
-    shutil.copyfile(folder / "trained-on.npy", out / "trained-on.npy")
+    shutil.copyfile(folder / FILE, out / FILE)
 
 
 def export_model(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reranker.evaluation.baselines import load_bi_encoder
 from reranker.evaluation.bm25 import BM25, text_of
 from reranker.evaluation.collections import (
     Collection,
@@ -15,8 +16,9 @@ from reranker.evaluation.collections import (
     open_text,
     read_collection,
 )
-from reranker.evaluation.contamination import fingerprint, fingerprints
+from reranker.evaluation.contamination import FILE, fingerprint, fingerprints
 from reranker.evaluation.split import side
+from reranker.models.backbone import find_backbone
 from reranker.training import examples
 from reranker.training.augment import UNLABELLED
 from reranker.training.keep import prepare_keep
@@ -32,6 +34,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _QUERY_KEYS = ("text", "input", "claim")
+
+
+def prepare_once(recipe: Recipe, data: Path, out: Path, exclude: Iterable[str] = ()) -> bool:
+    """`prepare`, with the recipe's backbone as encoder, unless it was done; whether it ran."""
+    if (out / FILE).exists():
+        return False
+    encode = load_bi_encoder(find_backbone(recipe.backbone)) if recipe.data.dense else None
+    prepare(recipe, data, out, exclude, encode)
+    return True
 
 
 def prepare(
@@ -85,7 +96,7 @@ def prepare(
         (out / UNLABELLED).write_text(json.dumps(unlabelled, ensure_ascii=False), "utf-8")
         log.info("%d queries without judgements", len(unlabelled))
         asked += unlabelled
-    np.save(out / "trained-on.npy", fingerprints(asked))
+    np.save(out / FILE, fingerprints(asked))
 
 
 def _read(recipe: Recipe, data: Path) -> list[tuple[Collection, bool]]:

@@ -10,19 +10,14 @@ import pytest
 from rich.console import Console
 
 from tests.benchmarks.bench_rerank import ROWS, describe, flops_per_token, measure
-from tests.reranker.conftest import SMALL, random_encoder, write_model
+from tests.reranker.conftest import SMALL, write_models
 
 TITLES = ["heap queue", "merge sorted lists", "read lines of files"]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for seed, task in enumerate(("title", "passage")):
-        write_model(folder / task, task, random_encoder(SMALL, seed))
-    weights = ("title", "title_first_stage", "passage", "passage_title", "passage_first_stage")
-    (folder / "fusion.json").write_text(json.dumps(dict.fromkeys(weights, 1.0)))
-    return folder
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def test_the_arithmetic_of_a_token_is_that_of_all_layers_linear_maps(models):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from plugin.tuning import (
     thread_counts,
 )
 from reranker import Cascade, Hit
-from tests.reranker.conftest import SMALL, random_encoder, write_model
+from tests.reranker.conftest import write_models
 
 POINTS = [ThreadPoint(1, 100.0, 30.0), ThreadPoint(2, 60.0, 31.0), ThreadPoint(4, 58.0, 29.0)]
 TIMES = [DepthTime(0, 20.0), DepthTime(10, 60.0), DepthTime(20, 100.0), DepthTime(50, 230.0)]
@@ -32,12 +31,7 @@ WINDOWS = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for seed, task in enumerate(("title", "passage")):
-        write_model(folder / task, task, random_encoder(SMALL, seed))
-    weights = ("title", "title_first_stage", "passage", "passage_title", "passage_first_stage")
-    (folder / "fusion.json").write_text(json.dumps(dict.fromkeys(weights, 1.0)))
-    return folder
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize(

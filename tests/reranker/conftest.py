@@ -83,10 +83,8 @@ def write_model(folder: Path, task: str, model: torch.nn.Module, precision: str 
     return folder
 
 
-@pytest.fixture(scope="session")
-def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_models(folder: Path) -> Path:
     """A folder with `title/`, `passage/` and `fusion.json`, from small random networks."""
-    folder = tmp_path_factory.mktemp("models")
     for seed, task in enumerate(("title", "passage")):
         write_model(folder / task, task, random_encoder(SMALL, seed))
     (folder / "fusion.json").write_text(
@@ -101,3 +99,9 @@ def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `write_models` makes, once for all tests that only read it."""
+    return write_models(tmp_path_factory.mktemp("models"))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from plugin.cli.main import app
 from plugin.sidecar.settings import load_settings
-from tests.reranker.conftest import SMALL, random_encoder, write_model
+from tests.reranker.conftest import write_models
 
 pytest.importorskip("ir_measures", reason="ir-measures is in the train extra")
 
@@ -19,12 +19,7 @@ TITLES = {"d1": "heap queue", "d2": "merge sorted lists", "d3": "read lines of f
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for seed, task in enumerate(("title", "passage")):
-        write_model(folder / task, task, random_encoder(SMALL, seed))
-    weights = ("title", "title_first_stage", "passage", "passage_title", "passage_first_stage")
-    (folder / "fusion.json").write_text(json.dumps(dict.fromkeys(weights, 1.0)))
-    return folder
+    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CopyOnWriteArrayList;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import org.opensearch.common.xcontent.XContentHelper;
@@ -55,6 +56,22 @@ final class FakeSidecar implements AutoCloseable {
 
   String url() {
     return "http://localhost:" + server.getAddress().getPort();
+  }
+
+  /** A body without end, a space at a time, until the caller hangs up: `gone` says so. */
+  static Behaviour trickling(CountDownLatch gone) {
+    return (exchange, request) -> {
+      exchange.sendResponseHeaders(200, 0);
+      try {
+        while (true) {
+          exchange.getResponseBody().write(' ');
+          exchange.getResponseBody().flush();
+          Thread.sleep(20);
+        }
+      } finally {
+        gone.countDown();
+      }
+    };
   }
 
   FakeSidecar will(Behaviour behaviour) {

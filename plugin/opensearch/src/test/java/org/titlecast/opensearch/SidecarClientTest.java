@@ -186,19 +186,7 @@ class SidecarClientTest {
   @Test
   void givesUpOnABodyThatTrickles() throws Exception {
     CountDownLatch gone = new CountDownLatch(1);
-    sidecar.will(
-        (exchange, request) -> {
-          exchange.sendResponseHeaders(200, 0);
-          try {
-            while (true) {
-              exchange.getResponseBody().write(' ');
-              exchange.getResponseBody().flush();
-              Thread.sleep(20);
-            }
-          } finally {
-            gone.countDown();
-          }
-        });
+    sidecar.will(FakeSidecar.trickling(gone));
     String message = failure(client(sidecar.url()), TimeValue.timeValueMillis(400));
     assertTrue(message.contains("did not answer within 400 ms"), message);
     assertTrue(gone.await(10, TimeUnit.SECONDS), "the connection is closed");
@@ -509,19 +497,7 @@ class SidecarClientTest {
   @Test
   void aCancelledSearchHangsUp() throws Exception {
     CountDownLatch gone = new CountDownLatch(1);
-    sidecar.will(
-        (exchange, request) -> {
-          exchange.sendResponseHeaders(200, 0);
-          try {
-            while (true) {
-              exchange.getResponseBody().write(' ');
-              exchange.getResponseBody().flush();
-              Thread.sleep(20);
-            }
-          } finally {
-            gone.countDown();
-          }
-        });
+    sidecar.will(FakeSidecar.trickling(gone));
     SidecarClient client = client(sidecar.url());
     CompletableFuture<Answer> answer = ask(client, LONG);
     waitUntil(() -> sidecar.received.size() == 1);
