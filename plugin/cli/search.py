@@ -142,8 +142,10 @@ def compare(
         ) from error
     reranked = client.search(index=index, body={**body, "size": size})
     told = reranked.get("ext", {}).get("title_rerank")
-    if told is None:
-        told = {"applied": False, "reason": "no pipeline of Titlecast's is the index's default"}
+    if told is None:  # a pipeline says nothing of a search without hits
+        without = "no pipeline of Titlecast's is the index's default"
+        reason = without if reranked["hits"]["hits"] else "there is no hit to rerank"
+        told = {"applied": False, "reason": reason}
     return Comparison(
         index=index,
         query=query,

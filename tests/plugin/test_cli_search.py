@@ -121,6 +121,9 @@ def test_it_reads_why_nothing_was_reranked() -> None:
     without = compare(make(None)[0], "docs", "q")
     assert not without.applied
     assert "default" in without.reason
+    empty = compare(make(None)[0], "docs", "q", 0)
+    assert not empty.applied
+    assert empty.reason == "there is no hit to rerank"
 
 
 def test_a_missing_index_is_one_sentence() -> None:
