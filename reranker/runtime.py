@@ -74,8 +74,8 @@ class BroadcastModel:
         self._most = most_tokens(threads)
 
     def read(self, query: Row) -> dict[str, Any]:
-        """The query's keys, values and pooled state, kept where the runtime has them."""
-        names = ["keys", "values", "pooled"]
+        """All that the texts need of a query, kept where the runtime has it."""
+        names = self._query.outputs
         feed = {"ids": _value(query[None, :])}
         return dict(zip(names, self._query.run(names, feed), strict=True))
 
@@ -237,6 +237,11 @@ class Graph:
         """What its export wrote beside it."""
         found: dict[str, str] = self._alone.get_modelmeta().custom_metadata_map
         return found
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of what it gives."""
+        return [output.name for output in self._alone.get_outputs()]
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
         """Values of the runtime in and out; nothing is copied."""

@@ -6,6 +6,11 @@ tokens attend to the query's keys and values of the same layer *and* to their ow
 sees another. With a bias of minus infinity on the texts' attention to the query the network is
 an ordinary bi-encoder, which is what it starts as (`start="bi-encoder"`).
 
+A text's score is scale x cosine of its mean state and the query's, plus a linear head. Passages
+add a late interaction over single tokens, as in ColBERT (Khattab and Zaharia 2020, arXiv
+2004.12832): how near some token of the text comes to each token of the query. It finds the one
+sentence that answers, which a mean over all of a passage's tokens dilutes.
+
 Shapes: B queries of Q tokens, N texts of T tokens, L layers, A heads of D units, H = A * D.
 """
 
@@ -38,6 +43,10 @@ class BroadcastConfig:
     query_bias: float = -2.0  # initial bias on the texts' attention to the query
     first_query_layer: int = 0  # layers below see the text alone, whatever the query
     scale: float = 20.0  # initial scale of the cosine
+    # Initial scale of the late interaction; None: the network has none. Where it has one, the
+    # mean states' cosine counts `mean_match` at first, and `scale` is the dual encoder's alone.
+    token_match: float | None = None
+    mean_match: float = 3.0
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
@@ -51,6 +60,8 @@ class QueryStates(NamedTuple):
     values: list[Tensor]  # per layer (B, A, Q, D)
     mask: Tensor  # (B, Q), True where there is a token
     pooled: Tensor  # (B, H), the mean of the last layer's states
+    tokens: Tensor  # (B, Q, H), the last layer's states, scaled to length 1
+    weights: Tensor  # (B, Q), what each token counts in the late interaction; they sum to 1
 
 
 class Layer(nn.Module):
@@ -100,6 +111,11 @@ class BroadcastEncoder(nn.Module):
         else:
             nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        if config.token_match is not None:
+            self.token_match = nn.Parameter(torch.tensor(config.token_match))
+            self.mean_match = nn.Parameter(torch.tensor(config.mean_match))
+            # How much a query's token counts, from its state; all the same at first.
+            self.token_weight = nn.Parameter(torch.zeros(config.hidden))
 
     def embed(self, ids: Tensor, first_position: Tensor | int, token_type: int) -> Tensor:
         """Ids (N, T) -> states (N, T, H); `first_position` may differ per row, shape (N, 1)."""
@@ -122,7 +138,11 @@ class BroadcastEncoder(nn.Module):
             logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, A, Q, Q)
             weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
             x = layer.finish(x, weights @ v)
-        return QueryStates(keys, values, mask, mean_state(x, mask))
+        pooled = mean_state(x, mask)
+        weights = mask / mask.sum(1, keepdim=True)
+        if self.config.token_match is not None:
+            weights = (x @ self.token_weight).masked_fill(~mask, float("-inf")).softmax(-1)
+        return QueryStates(keys, values, mask, pooled, F.normalize(x, dim=-1), weights)
 
     def score(
         self, query: QueryStates, ids: Tensor, mask: Tensor, owner: Tensor | None = None
@@ -132,12 +152,33 @@ class BroadcastEncoder(nn.Module):
         With one query (B = 1) all texts share its keys and values in one matmul per layer.
         With several, `owner` (N,) names each text's query.
         """
-        pooled = self.encode_text(query, ids, mask, owner)  # (N, H)
+        x = self.text_states(query, ids, mask, owner)  # (N, T, H)
+        pooled = self.pool(x, mask)  # (N, H)
         against = query.pooled if owner is None else query.pooled[owner]
         logit = self.head(pooled).squeeze(-1)
         if self.config.start == "bi-encoder":
-            logit = logit + self.scale * F.cosine_similarity(pooled, against, dim=-1)
+            late = self.config.token_match is not None
+            scale = self.mean_match if late else self.scale
+            logit = logit + scale * F.cosine_similarity(pooled, against, dim=-1)
+        if self.config.token_match is not None:
+            logit = logit + self.token_match * self.token_matches(query, x, mask, owner)
         out: Tensor = logit
+        return out
+
+    @staticmethod
+    def token_matches(
+        query: QueryStates, x: Tensor, mask: Tensor, owner: Tensor | None = None
+    ) -> Tensor:
+        """Mean over the query's tokens of the cosine of the nearest of a text's tokens, (N,).
+
+        `x` (N, T, H) are the texts' states, `mask` (N, T) their tokens.
+        """
+        tokens, weights = query.tokens, query.weights  # (B, Q, H), (B, Q)
+        if owner is not None:
+            tokens, weights = tokens[owner], weights[owner]
+        near = F.normalize(x, dim=-1) @ tokens.transpose(-1, -2)  # (N, T, Q), cosines
+        nearest = near.masked_fill(~mask[..., None], -1.0).amax(1)  # (N, Q)
+        out: Tensor = (nearest * weights).sum(-1)
         return out
 
     def dual_score(
@@ -161,6 +202,20 @@ class BroadcastEncoder(nn.Module):
         owner: Tensor | None = None,
     ) -> Tensor:
         """What the head reads of each text, (N, H); without a query: the bi-encoder's vectors."""
+        return self.pool(self.text_states(query, ids, mask, owner), mask)
+
+    def pool(self, x: Tensor, mask: Tensor) -> Tensor:
+        """A text's one state: x (N, T, H), mask (N, T) -> (N, H)."""
+        return x[:, 0] if self.config.start == "scratch" else mean_state(x, mask)
+
+    def text_states(
+        self,
+        query: QueryStates | None,
+        ids: Tensor,
+        mask: Tensor,
+        owner: Tensor | None = None,
+    ) -> Tensor:
+        """The last layer's states of texts, ids and mask (N, T) -> (N, T, H)."""
         scratch = self.config.start == "scratch"
         first: Tensor | int = 0
         if scratch and query is not None:
@@ -187,7 +242,7 @@ class BroadcastEncoder(nn.Module):
                 context = weights[..., :width] @ v
                 context = context + self._against(weights[..., width:], query.values[depth], owner)
             x = layer.finish(x, context)
-        return x[:, 0] if scratch else mean_state(x, mask)
+        return x
 
     @staticmethod
     def _against(left: Tensor, right: Tensor, owner: Tensor | None) -> Tensor:

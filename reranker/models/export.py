@@ -5,10 +5,11 @@ fused operators of onnxruntime that fit (`com.microsoft`: Gelu, MatMulIntegerToF
 FusedMatMul; not SkipLayerNormalization, several times slower on CPUs than its two parts) and
 nothing is copied per text:
 
-- `query.onnx`: ids (1, Q) -> keys (L, A, D, Q), values (L, A, Q, D), pooled (1, H)
+- `query.onnx`: ids (1, Q) -> keys (L, A, D, Q), values (L, A, Q, D), pooled (1, H), and for the
+  late interaction tokens (Q, H) of length 1, weights (Q, 1)
 - `lower.onnx`: ids, places, owner (R, W) -> states (R*W, H) after the layers below
   `first_query_layer`, which see the text alone, so that their result can be kept
-- `upper.onnx`: keys, values, pooled, states (R*W, H), owner (R, W), starts (N,) -> scores (N,)
+- `upper.onnx`: all that `query` gives, states (R*W, H), owner (R, W), starts (N,) -> scores (N,)
 - `dual.onnx`: states (R*W, H), owner (R, W), starts (N,) -> vectors (N, H) of length 1: the same
   upper layers with the attention to the query left out, which is the dual encoder; a query's
   vector is its `pooled`, scaled to length 1
@@ -48,7 +49,7 @@ Precision = Literal["fp32", "int8"]
 # Name of a linear map -> lowest and highest value of each channel of its input, (2, I).
 Ranges = dict[str, "NDArray[np.float32]"]
 
-_OPSET = 17
+_OPSET = 18  # the first whose ScatterElements takes a maximum
 _HIDDEN = -1e4  # added to the logit of a token that must not be seen
 _ALIGNMENT = 4096  # of a tensor in the file of weights, so that it can be mapped as it lies
 
@@ -161,7 +162,11 @@ class _Graph:
         for name, parts in (("keys", keys), ("values", values)):
             stacked = [self.op("Unsqueeze", [part, self.ints("axis0", [0])]) for part in parts]
             self.op("Concat", stacked, output=name, axis=0)
-        self.op("ReduceMean", [x], output="pooled", axes=[0], keepdims=1)
+        self.op("ReduceMean", [x, self.ints("axis0", [0])], output="pooled", keepdims=1)
+        if c.token_match is not None:
+            self.op("Div", [x, self.length(x)], output="tokens")
+            heed = self.tensor("token_weight", self.state["token_weight"][:, None])  # (H, 1)
+            self.op("Softmax", [self.op("MatMul", [x, heed])], output="weights", axis=0)
         return self.model([("ids", TensorProto.INT64, [1, "Q"])], self.query_states())
 
     def lower(self) -> onnx.ModelProto:
@@ -203,7 +208,7 @@ class _Graph:
             context = self.op("Add", [context, self.op("MatMul", [theirs, values])])
             x = self.finish(x, context, depth)
         self.score(x)
-        return self.model(
+        made = self.model(
             [
                 *self.query_states(),
                 ("states", self.states_type(), ["P", c.hidden]),
@@ -212,15 +217,16 @@ class _Graph:
             ],
             [("scores", TensorProto.FLOAT, ["N"])],
         )
+        # No graph needs the dual encoder's scale, but training further does.
+        helper.set_model_props(made, {"scale": repr(float(self.state["scale"]))})
+        return made
 
     def dual(self) -> onnx.ModelProto:
         c = self.config
         self.rows("owner")
         x = self.op("Cast", ["states"], to=TensorProto.FLOAT)
         pooled = self.mean(self.own_layers(x, range(c.first_query_layer, c.layers)))
-        length = self.op("ReduceL2", [pooled], axes=[1], keepdims=1)
-        length = self.op("Max", [length, self.float("tiny", 1e-12)])
-        self.op("Div", [pooled, length], output="vectors")
+        self.op("Div", [pooled, self.length(pooled)], output="vectors")
         return self.model(
             [
                 ("states", self.states_type(), ["P", c.hidden]),
@@ -258,10 +264,15 @@ class _Graph:
     def query_states(self) -> list[tuple[str, int, list[Any]]]:
         c = self.config
         size = c.hidden // c.heads
+        late: list[tuple[str, int, list[Any]]] = [
+            ("tokens", TensorProto.FLOAT, ["Q", c.hidden]),
+            ("weights", TensorProto.FLOAT, ["Q", 1]),
+        ]
         return [
             ("keys", TensorProto.FLOAT, [c.layers, c.heads, size, "Q"]),
             ("values", TensorProto.FLOAT, [c.layers, c.heads, "Q", size]),
             ("pooled", TensorProto.FLOAT, [1, c.hidden]),
+            *(late if c.token_match is not None else []),
         ]
 
     def states_type(self) -> int:
@@ -381,11 +392,38 @@ class _Graph:
             return
         pooled = self.mean(x)
         dot = self.op("FusedMatMul", [pooled, "pooled"], domain="com.microsoft", transB=1)  # (N, 1)
-        norms = [self.op("ReduceL2", [name], axes=[1], keepdims=1) for name in (pooled, "pooled")]
-        floor = self.float("tiny", 1e-8)
-        cosine = self.op("Div", [dot, self.op("Max", [self.op("Mul", norms), floor])])
-        scaled = self.op("Mul", [cosine, self.float("scale", float(self.state["scale"]))])
-        self.op("Reshape", [self.op("Add", [scaled, self.head(pooled)]), line], output="scores")
+        norms = [self.length(name) for name in (pooled, "pooled")]
+        cosine = self.op("Div", [dot, self.op("Mul", norms)])
+        late = self.config.token_match is not None
+        scale = "mean_match" if late else "scale"
+        scaled = self.op("Mul", [cosine, self.float(scale, float(self.state[scale]))])
+        logits = self.op("Add", [scaled, self.head(pooled)])
+        if late:
+            matches = self.token_matches(x)
+            factor = self.float("token_match", float(self.state["token_match"]))
+            logits = self.op("Add", [logits, self.op("Mul", [matches, factor])])
+        self.op("Reshape", [logits, line], output="scores")
+
+    def token_matches(self, x: str) -> str:
+        """How near some token of each text comes to each of the query's: x (P, H) -> (N, 1)."""
+        unit = self.op("Div", [x, self.length(x)])
+        near = self.op("FusedMatMul", [unit, "tokens"], domain="com.microsoft", transB=1)  # (P, Q)
+        width = self.op("Gather", [self.op("Shape", [near]), self.ints("one", 1)])
+        texts = self.op("Gather", [self.op("Shape", ["starts"]), self.ints("zero", 0)])
+        # One row more than texts: where an owner is -1, which is the last row, there is no token.
+        rows = self.op("Add", [texts, self.ints("one", 1)])
+        floor = self.op("Expand", [self.float("-1", -1.0), self.concat([rows, width])])
+        owners = self.op("Reshape", ["owner", self.ints("column", [-1, 1])])
+        owners = self.op("Expand", [owners, self.op("Shape", [near])])  # (P, Q)
+        nearest = self.op("ScatterElements", [floor, owners, near], axis=0, reduction="max")
+        end = self.op("Unsqueeze", [texts, self.ints("axis0", [0])])
+        nearest = self.op("Slice", [nearest, self.ints("axis0", [0]), end])  # (N, Q)
+        return self.op("MatMul", [nearest, "weights"])
+
+    def length(self, x: str) -> str:
+        """The lengths of vectors, x (N, H) -> (N, 1), never quite zero."""
+        norms = self.op("ReduceL2", [x, self.ints("axis1", [1])], keepdims=1)
+        return self.op("Max", [norms, self.float("tiny", 1e-8)])
 
     def mean(self, x: str) -> str:
         """The mean state of each text: x (P, H) -> (N, H)."""

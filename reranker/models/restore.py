@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_LATE = ("token_match", "mean_match")
+
+
 def restore(folder: Path, backbone: str) -> BroadcastEncoder:
     """The network of an exported folder of the broadcast architecture, in fp32.
 
@@ -36,12 +39,14 @@ def restore(folder: Path, backbone: str) -> BroadcastEncoder:
     if biases[-1] >= int(found.config["num_hidden_layers"]):
         raise ValueError(f"{folder} does not fit the backbone {backbone}: it has more layers")
     scratch = "positions.1" in tensors
+    late = "constant.token_match" in tensors
     model = from_bert(
         found.state,
         found.config,
         layers=biases[-1] + 1,
         first_query_layer=biases[0],
         start="scratch" if scratch else "bi-encoder",
+        **{name: float(tensors[f"constant.{name}"]) for name in _LATE if late},
     )
     state = model.state_dict()
     hidden, heads = model.config.hidden, model.config.heads
@@ -66,7 +71,11 @@ def restore(folder: Path, backbone: str) -> BroadcastEncoder:
         for part in ("weight", "bias"):
             put(f"{name}.{part}", tensors[f"{name}.{part}"].T)
     if not scratch:
-        put("scale", tensors["constant.scale"])
+        put("scale", _scale(folder, tensors))
+    if late:
+        for name in _LATE:
+            put(name, tensors[f"constant.{name}"])
+        put("token_weight", tensors["token_weight"].reshape(-1))
     bias = state["query_bias"].clone()
     for depth in biases:
         bias[depth] = torch.from_numpy(tensors[f"query_bias.{depth}"].reshape(-1).copy())
@@ -104,6 +113,14 @@ def read_tensors(folder: Path) -> dict[str, NDArray[Any]]:
         for path in paths
         for tensor in onnx.load(path).graph.initializer
     }
+
+
+def _scale(folder: Path, tensors: dict[str, NDArray[Any]]) -> NDArray[Any]:
+    """The cosine's scale; beside the graph where only the dual encoder has it."""
+    if "constant.scale" in tensors:
+        return tensors["constant.scale"]
+    facts = {p.key: p.value for p in onnx.load(folder / "upper.onnx").metadata_props}
+    return np.asarray(float(facts["scale"]))
 
 
 def _words(tensors: dict[str, NDArray[Any]]) -> NDArray[Any]:

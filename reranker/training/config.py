@@ -116,7 +116,8 @@ class Recipe(_Strict):
     architecture: Literal["broadcast", "pair"] = "broadcast"
     backbone: str = DEFAULT_BACKBONE
     # A training's folder, or a model folder of the broadcast architecture, whose weights the
-    # network starts from; `model` is then that folder's.
+    # network starts from; `model` is then that folder's, but for a late interaction
+    # (`token_match`, `mean_match`) that is added to a network without one.
     start: str | None = None
     model: dict[str, Any] = {}  # changes to the architecture's configuration
     data: DataConfig

@@ -312,14 +312,14 @@ def parameter_groups(
                 parameter.requires_grad_(False)
                 continue
             rate *= recipe.layer_decay**encoder.config.layers
-        elif short == "query_bias":
+        elif short in ("query_bias", "token_match", "mean_match"):
             rate, decay = recipe.bias_learning_rate, 0.0
         else:  # the head and the scale
             rate, decay = recipe.head_learning_rate, 0.0
         if parameter.ndim < 2:
             decay = 0.0
         groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
-    groups.append({"params": [first_stage], "lr": recipe.head_learning_rate, "weight_decay": 0.0})
+    groups.append({"params": [first_stage], "lr": recipe.bias_learning_rate, "weight_decay": 0.0})
     return groups
 
 

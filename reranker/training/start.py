@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,19 @@ def started(folder: Path, recipe: Recipe) -> Model:
             f"{folder} is a {task} model on {backbone}; the recipe is for a {recipe.task} model "
             f"on {recipe.backbone}"
         )
-    return model
+    return with_tokens(model, recipe)
+
+
+def with_tokens(model: Model, recipe: Recipe) -> Model:
+    """The network with the late interaction that the recipe asks for, where it has none yet."""
+    asked = {k: v for k, v in recipe.model.items() if k in ("token_match", "mean_match")}
+    if not isinstance(model, BroadcastEncoder) or "token_match" not in asked:
+        return model
+    if model.config.token_match is not None:
+        return model
+    wider = BroadcastEncoder(replace(model.config, **asked))
+    wider.load_state_dict(wider.state_dict() | model.state_dict())
+    return wider
 
 
 def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tuple[Recipe, Model]:

@@ -15,6 +15,7 @@ from reranker.models.broadcast import BroadcastEncoder, from_bert, mean_state
 from tests.reranker.conftest import SMALL, random_encoder
 
 SCRATCH = replace(SMALL, start="scratch", first_query_layer=0, token_types=2)
+LATE = replace(SMALL, token_match=7.0)
 
 
 def twin(model: BroadcastEncoder, query: list[int], texts: list[list[int]]) -> Tensor:
@@ -61,7 +62,15 @@ def twin(model: BroadcastEncoder, query: list[int], texts: list[list[int]]) -> T
         else:
             pooled, against = states.mean(0), x[who < 0].mean(0)
             cosine = pooled @ against / (pooled.norm() * against.norm())
-            scores.append(model.scale * cosine + model.head(pooled)[0])
+            late = config.token_match is not None
+            scale = model.mean_match if late else model.scale
+            score = scale * cosine + model.head(pooled)[0]
+            if late:
+                weights = (x[who < 0] @ model.token_weight).softmax(0)
+                for weight, state in zip(weights, x[who < 0], strict=True):
+                    nearest = max(F.cosine_similarity(state, mine, dim=0) for mine in states)
+                    score = score + model.token_match * weight * nearest
+            scores.append(score)
     return torch.stack(scores)
 
 
@@ -85,7 +94,7 @@ token = st.integers(4, 63)
 text = st.lists(token, min_size=1, max_size=9)
 
 
-@pytest.mark.parametrize("config", [SMALL, SCRATCH], ids=["bi-encoder", "scratch"])
+@pytest.mark.parametrize("config", [SMALL, SCRATCH, LATE], ids=["bi-encoder", "scratch", "late"])
 @given(query=text, texts=st.lists(text, min_size=1, max_size=6), seed=st.integers(0, 3))
 @settings(max_examples=40, deadline=None)
 def test_broadcast_equals_the_block_masked_twin(config, query, texts, seed):

@@ -43,12 +43,13 @@ def tau(one: np.ndarray, two: np.ndarray) -> float:
 
 FROM_ALL_LAYERS = replace(SMALL, first_query_layer=0)
 FROM_THE_LAST = replace(SMALL, first_query_layer=2)
+LATE = replace(SMALL, token_match=7.0)
 
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, FROM_ALL_LAYERS, FROM_THE_LAST, SCRATCH],
-    ids=["bi-encoder", "from all layers", "from the last", "scratch"],
+    [SMALL, FROM_ALL_LAYERS, FROM_THE_LAST, SCRATCH, LATE],
+    ids=["bi-encoder", "from all layers", "from the last", "scratch", "late"],
 )
 def test_fp32_equals_torch(config, tmp_path):
     model = random_encoder(config)
@@ -72,9 +73,10 @@ def test_pairwise_fp32_equals_torch(tmp_path):
     assert np.abs(scores - expected).max() < 1e-4
 
 
+@pytest.mark.parametrize("config", [SMALL, LATE], ids=["bi-encoder", "late"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_neighbours_order_and_padding_change_no_score(precision, tmp_path):
-    write_model(tmp_path, "title", random_encoder(SMALL), precision)
+def test_neighbours_order_and_padding_change_no_score(precision, config, tmp_path):
+    write_model(tmp_path, "title", random_encoder(config), precision)
     runtime = BroadcastModel(tmp_path, threads=1)
     read = runtime.read(np.array(QUERY))
     texts = rows(some_texts(50))
