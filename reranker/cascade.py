@@ -13,15 +13,15 @@ import numpy as np
 from reranker.fusion import Fusion, neutral, squash, standardise
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
 from reranker.stages import SHIPPED, PassageReranker, TitleReranker
+from reranker.stopping import EVERY, FILE, Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-# Texts between two looks at the clock and at the caller: enough of them to be batched well.
+# Titles between two looks at the caller: enough of them to be batched well.
 _TITLES = 256
-_PASSAGES = 8
 # A chunk may take this share of the time left: a wrong estimate costs no more than that.
 _SHARE = 0.5
 # What a token is taken to cost before any was measured.
@@ -77,10 +77,17 @@ class Cascade:
     Safe to use from several threads at once.
     """
 
-    def __init__(self, title: TitleReranker, passage: PassageReranker, fusion: Fusion) -> None:
+    def __init__(
+        self,
+        title: TitleReranker,
+        passage: PassageReranker,
+        fusion: Fusion,
+        stopping: Stopping | None = None,
+    ) -> None:
         self.title = title
         self.passage = passage
         self.fusion = fusion
+        self.stopping = stopping
         self._cost = Cost()  # of a passage's token, by the estimate of `_tokens_of`
 
     @classmethod
@@ -90,17 +97,21 @@ class Cascade:
         threads: int | None = None,
         cache_mb: float = 64.0,
         passage_cache_mb: float = 0.0,
+        early_stop: bool = True,
     ) -> Cascade:
         """Load a folder with `title/`, `passage/` and `fusion.json`; None is the shipped one.
 
         At most `cache_mb` megabytes are kept of titles that were read before (about 5 KB each),
-        and `passage_cache_mb` of passages (about 120 KB each).
+        and `passage_cache_mb` of passages (about 120 KB each). With `early_stop`, and where the
+        folder has a `stopping.json`, the passage stage ends as soon as reading on is expected to
+        change next to nothing.
         """
         folder = SHIPPED if path is None else Path(path)
         return cls(
             TitleReranker.load(folder / "title", threads, cache_mb),
             PassageReranker.load(folder / "passage", threads, passage_cache_mb),
             Fusion.read(folder / "fusion.json"),
+            Stopping.read(folder / FILE) if early_stop else None,
         )
 
     @property
@@ -118,11 +129,12 @@ class Cascade:
     ) -> RerankResult:
         """Order all hits by their titles and the best `passage_depth` by their passages as well.
 
-        The title stage always runs; with a deadline the passages follow in the order of promise
-        as long as the time allows, judged by the measured cost of a token. A hit with neither
-        title nor passage keeps what the first stage says of it. `cancelled` is asked before each
-        chunk of texts. Raises ValueError for an empty query or a negative depth, and `Cancelled`
-        as soon as `cancelled` says so.
+        The title stage always runs. The passages follow in the order of promise, until
+        `passage_depth` of them are read or the rest is settled (see `Stopping`: that is complete,
+        too); with a deadline as long as the time allows, judged by the measured cost of a token. A
+        hit with neither title nor passage keeps what the first stage says of it. `cancelled` is
+        asked before each chunk of texts. Raises ValueError for an empty query or a negative depth,
+        and `Cancelled` as soon as `cancelled` says so.
         """
         started = time.monotonic()
         if passage_depth < 0:
@@ -139,6 +151,8 @@ class Cascade:
             report._replace(scored=int(titled.sum()), milliseconds=_ms_since(started)),
         ]
 
+        f = self.fusion
+        beside = f.passage_title * logits + f.passage_first_stage * first
         passage_logits = np.full(len(hits), np.nan)
         if passage_depth > 0:
             order = np.argsort(-fused, kind="stable")
@@ -147,11 +161,28 @@ class Cascade:
             ]
             left = None if deadline_ms is None else deadline_ms - _ms_since(started)
             chosen = readable[:passage_depth]
-            stages.append(self._passages(query, hits, chosen, passage_logits, left, cancelled))
+
+            def settled(done: int) -> bool:
+                if self.stopping is None or not 0 < done < len(chosen):
+                    return False
+                read, unread = chosen[:done], chosen[done:]
+                final = f.passage * passage_logits[read] + beside[read]
+                return self.stopping.settled(final, fused[read], fused[unread])
+
+            stages.append(
+                self._passages(query, hits, chosen, passage_logits, settled, left, cancelled)
+            )
         return RerankResult(
-            self._ranked(hits, titled, title_logits, fused, passage_logits, logits, first),
+            _ranked(
+                hits,
+                titled,
+                title_logits,
+                fused,
+                passage_logits,
+                f.passage * passage_logits + beside,
+            ),
             stages,
-            complete=all(not stage.skipped for stage in stages),
+            complete=not any(stage.unscored for stage in stages),
         )
 
     def _titles(
@@ -177,24 +208,32 @@ class Cascade:
         hits: Sequence[Hit],
         chosen: Sequence[int],
         logits: NDArray[np.float64],
+        settled: Callable[[int], bool],
         left_ms: float | None,
         cancelled: Callable[[], bool],
     ) -> StageReport:
-        """Fill `logits` (n,) for the chosen hits, best first, until the time is used."""
+        """Fill `logits` (n,) for the chosen hits, best first, until the rest of them is settled.
+
+        `settled` is asked after every `EVERY` of them, however a deadline cuts chunks.
+        """
         started = time.monotonic()
-        truncated = done = tokens = 0
+        truncated = done = tokens = unscored = 0
         skipped = ""
         state = None
         sizes = [self._tokens_of(hits[i]) for i in chosen]
         while done < len(chosen):
             _go_on(cancelled)
-            count = _PASSAGES
+            count = EVERY - done % EVERY
+            if count == EVERY and settled(done):
+                skipped = f"settled: {len(chosen) - done} passages left unscored"
+                break
             if left_ms is not None:
-                count = self._fitting(sizes[done:], left_ms - _ms_since(started))
+                count = self._fitting(sizes[done : done + count], left_ms - _ms_since(started))
                 if count == 0:
                     if done == 0:
                         self._cost.doubt()
-                    skipped = f"deadline: {len(chosen) - done} passages left unscored"
+                    unscored = len(chosen) - done
+                    skipped = f"deadline: {unscored} passages left unscored"
                     break
             part = chosen[done : done + count]
             before = time.monotonic()
@@ -215,7 +254,7 @@ class Cascade:
             truncated,
             skipped,
             tokens=tokens,
-            unscored=len(chosen) - done,
+            unscored=unscored,
         )
 
     def _fitting(self, sizes: Sequence[float], left_ms: float) -> int:
@@ -224,7 +263,7 @@ class Cascade:
             return 0
         count = 1
         tokens = sizes[0]
-        while count < min(_PASSAGES, len(sizes)):
+        while count < len(sizes):
             tokens += sizes[count]
             if self._cost.of(tokens) > _SHARE * left_ms:
                 break
@@ -242,44 +281,37 @@ class Cascade:
         size = sum(len(text[: 8 * most].encode("utf-8", "replace")) for text in hit[1:3])
         return min(float(most), 2 + size / 4)
 
-    def _ranked(
-        self,
-        hits: Sequence[Hit],
-        titled: NDArray[np.bool_],
-        title_logits: NDArray[np.float32],
-        title_fused: NDArray[np.float64],
-        passage_logits: NDArray[np.float64],
-        title_neutral: NDArray[np.float64],
-        first: NDArray[np.float64],
-    ) -> list[RankedHit]:
-        """One order: passage-scored hits by all three scores, then the others by two."""
-        f = self.fusion
-        read = np.isfinite(passage_logits)
-        final = title_fused.copy()
-        final[read] = (
-            f.passage * passage_logits[read]
-            + f.passage_title * title_neutral[read]
-            + f.passage_first_stage * first[read]
+
+def _ranked(
+    hits: Sequence[Hit],
+    titled: NDArray[np.bool_],
+    title_logits: NDArray[np.float32],
+    title_fused: NDArray[np.float64],
+    passage_logits: NDArray[np.float64],
+    passage_fused: NDArray[np.float64],
+) -> list[RankedHit]:
+    """One order: hits whose passage was read by the passage stage, then the others by titles."""
+    read = np.isfinite(passage_logits)
+    final = np.where(read, passage_fused, title_fused)
+    tier = np.where(read, 2.0, 1.0)  # no other hit passes one whose passage was read
+    scores = tier + squash(final)
+    order = np.lexsort((np.arange(len(hits)), -final, -tier))
+    title_ranks = _ranks(title_fused, titled)
+    passage_ranks = _ranks(final, read)
+    return [
+        RankedHit(
+            id=hits[i].id,
+            index=i,
+            score=float(scores[i]),
+            first_stage_score=float(hits[i].score),
+            title_score=float(title_logits[i]) if titled[i] else None,
+            passage_score=float(passage_logits[i]) if read[i] else None,
+            first_stage_rank=i + 1,
+            title_rank=title_ranks[i],
+            passage_rank=passage_ranks[i],
         )
-        tier = np.where(read, 2.0, 1.0)  # no other hit passes one whose passage was read
-        scores = tier + squash(final)
-        order = np.lexsort((np.arange(len(hits)), -final, -tier))
-        title_ranks = _ranks(title_fused, titled)
-        passage_ranks = _ranks(final, read)
-        return [
-            RankedHit(
-                id=hits[i].id,
-                index=i,
-                score=float(scores[i]),
-                first_stage_score=float(hits[i].score),
-                title_score=float(title_logits[i]) if titled[i] else None,
-                passage_score=float(passage_logits[i]) if read[i] else None,
-                first_stage_rank=i + 1,
-                title_rank=title_ranks[i],
-                passage_rank=passage_ranks[i],
-            )
-            for i in order.tolist()
-        ]
+        for i in order.tolist()
+    ]
 
 
 def _ranks(scores: NDArray[np.float64], known: NDArray[np.bool_]) -> list[int | None]:

@@ -46,9 +46,11 @@ class StageReport(NamedTuple):
     scored: int  # hits it gave a score
     milliseconds: float
     truncated: int = 0  # texts of which not every token was read
-    skipped: str = ""  # why the stage left hits unscored; empty if it did not
+    # Why the stage left hits unscored: "settled: …" where reading on was expected to change next
+    # to nothing, "deadline: …" where the time was used up; empty if it scored all.
+    skipped: str = ""
     tokens: int = 0  # that were computed, padding not counted
-    unscored: int = 0  # hits it was asked to score and did not
+    unscored: int = 0  # hits it was asked to score and had no time for
 
 
 class RerankResult(NamedTuple):
@@ -56,4 +58,4 @@ class RerankResult(NamedTuple):
 
     hits: list[RankedHit]
     stages: list[StageReport]
-    complete: bool  # every stage did all it was asked to do
+    complete: bool  # no stage left anything out for want of time

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from plugin.cli.options import CommandError
 
@@ -150,12 +151,23 @@ def fuse(
         Path | None, typer.Option(help="The recipe whose dev queries are used.")
     ] = None,
     queries: Annotated[int, typer.Option(min=10, help="Dev queries per query set.")] = 60,
+    stop_share: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Read no more passages where those unread are expected to hold less than this "
+            "share of the relevance. 0: always read all.",
+        ),
+    ] = 0.05,
 ) -> None:
-    """Fit how both stages and the first stage are combined, and write it beside the models."""
+    """Fit how the stages' scores are combined and when passages are enough, beside the models."""
     needs_torch()
+    from reranker import stopping
     from reranker.stages import PassageReranker, TitleReranker
     from reranker.training import config as configs
     from reranker.training.finish import fit_fusion, score_windows
+    from reranker.training.stopping import fit_stopping, try_stopping
 
     path = config or configs.RECIPES / "passage.toml"
     windows = score_windows(
@@ -167,7 +179,24 @@ def fuse(
     )
     fusion = fit_fusion(windows)
     fusion.write(model / "fusion.json")
-    Console().print(fusion)
+    rule = fit_stopping(windows, fusion, stop_share)
+    if stop_share > 0:
+        rule.write(model / stopping.FILE)
+    else:
+        (model / stopping.FILE).unlink(missing_ok=True)
+    console = Console()
+    console.print(fusion)
+    console.print(rule)
+    table = Table("stop at a share of", "passages read, of 20", "nDCG@10 lost", "by its own scores")
+    for share in sorted({0.01, 0.02, 0.05, 0.1, 0.2, *([stop_share] if stop_share else [])}):
+        tried = try_stopping(windows, fusion, rule._replace(share=share))
+        table.add_row(
+            f"{share:g}",
+            f"{tried.read:.1f}",
+            f"{100 * tried.lost:.2f} ± {100 * tried.error:.2f}",
+            f"{100 * tried.lost_by_score:.2f}",
+        )
+    console.print(table)
 
 
 def needs_torch() -> None:

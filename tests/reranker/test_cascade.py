@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from reranker import Cascade, Hit
 from reranker.cascade import Cancelled, Cost
 from reranker.fusion import standardise
+from reranker.stopping import Stopping
 from tests.reranker.conftest import WORDS
 
 QUERY = "merge sorted lists"
@@ -26,8 +27,8 @@ def cascade(small_models) -> Cascade:
     return Cascade.load(small_models, threads=1)
 
 
-def some_hits(count: int) -> list[Hit]:
-    rng = np.random.default_rng(0)
+def some_hits(count: int, seed: int = 0) -> list[Hit]:
+    rng = np.random.default_rng(seed)
     return [
         Hit(
             f"h{place}",
@@ -203,9 +204,9 @@ def test_nothing_is_computed_once_the_caller_is_gone(cascade, after):
     counted = Cascade(titles, passages, cascade.fusion)  # type: ignore[arg-type]
     hits = some_hits(300)  # two chunks of titles, then three of passages
     with pytest.raises(Cancelled):
-        counted.rerank(QUERY, hits, 24, cancelled=lambda: titles.calls + passages.calls >= after)
+        counted.rerank(QUERY, hits, 12, cancelled=lambda: titles.calls + passages.calls >= after)
     assert titles.calls + passages.calls == after
-    counted.rerank(QUERY, hits, 24)
+    counted.rerank(QUERY, hits, 12)
     assert (titles.calls, passages.calls) == (min(after, 2) + 2, max(after - 2, 0) + 3)
 
 
@@ -231,6 +232,103 @@ def test_a_deadline_far_away_changes_no_order(cascade):
     two = cascade.rerank(QUERY, hits, passage_depth=7, deadline_ms=1e9)
     assert [hit.id for hit in one.hits] == [hit.id for hit in two.hits]
     assert two.complete
+
+
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 1.0)
+
+
+def stopping(cascade: Cascade, share: float) -> Cascade:
+    """The same cascade with a rule: final scores are about as far apart as the promises."""
+    return Cascade(cascade.title, cascade.passage, cascade.fusion, Stopping(1.0, 0.5, share))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", SHARES)
+def test_the_passage_stage_stops_where_the_slow_twin_does(cascade, share, seed):
+    hits = some_hits(40, seed)
+    whole = cascade.rerank(QUERY, hits, passage_depth=20)
+    f = cascade.fusion
+    first = standardise(np.array([hit.score for hit in hits]))
+    by_index = {hit.index: hit for hit in whole.hits}
+    order = sorted(range(40), key=lambda i: by_index[i].title_rank or 0)
+    title = np.array([by_index[i].title_score for i in order])
+    z = first[order]
+    promise = f.title * title + f.title_first_stage * z
+    passage = np.array([by_index[i].passage_score for i in order[:20]])
+    final = f.passage * passage + f.passage_title * title[:20] + f.passage_first_stage * z[:20]
+    expected = 20
+    for read in (4, 8, 12, 16):
+        height = (final[:read] - promise[:read]).mean()
+        left = np.exp(height + promise[read:20] + 0.125).sum()
+        if left / (left + np.exp(final[:read]).sum()) < share:
+            expected = read
+            break
+    result = stopping(cascade, share).rerank(QUERY, hits, passage_depth=20)
+    report = result.stages[1]
+    assert report.scored == expected
+    assert report.unscored == 0
+    assert result.complete  # what is settled needed no time
+    left_out = 20 - expected
+    assert report.skipped == (f"settled: {left_out} passages left unscored" if left_out else "")
+    read_ones = sorted(range(expected), key=lambda at: -final[at])
+    assert [hit.index for hit in result.hits] == [order[at] for at in read_ones] + order[expected:]
+
+
+def test_shares_end_the_passage_stage_at_different_places(cascade):
+    """Else the test above would show nothing."""
+    hits = some_hits(40)
+    scored = [stopping(cascade, share).rerank(QUERY, hits, 20).stages[1].scored for share in SHARES]
+    assert scored == sorted(scored, reverse=True)
+    assert scored[0] == 20
+    assert scored[-1] == 4
+    assert len(set(scored)) > 2
+
+
+def test_stopping_needs_something_to_stop_and_something_read(cascade):
+    early = stopping(cascade, 1.0)
+    for count in (1, 4):
+        report = early.rerank(QUERY, some_hits(count), 20).stages[1]
+        assert (report.scored, report.skipped) == (count, "")
+    assert [stage.name for stage in early.rerank(QUERY, some_hits(9), 0).stages] == ["title"]
+
+
+def test_a_deadline_moves_no_place_where_the_passage_stage_stops(slow):
+    hits = some_hits(40)
+    slow.stopping = Stopping(1.0, 0.5, 0.2)
+    before, calls = slow.passage.now, slow.passage.calls
+    at_leisure = slow.rerank(QUERY, hits, 20)
+    took = (slow.passage.now - before) * 1000
+    assert at_leisure.stages[1].scored == 16
+    assert slow.passage.calls - calls == 4
+    more_calls = 0
+    for share in np.arange(0.1, 3, 0.1):
+        calls = slow.passage.calls
+        result = slow.rerank(QUERY, hits, 20, deadline_ms=share * took)
+        report = result.stages[1]
+        if result.complete:  # though the time was short enough for smaller chunks
+            assert report.scored == 16
+            assert [hit.id for hit in result.hits] == [hit.id for hit in at_leisure.hits]
+            more_calls += slow.passage.calls - calls - 4
+        else:
+            assert report.scored < 16
+            assert report.unscored == 20 - report.scored
+            assert report.skipped.startswith("deadline")
+    assert more_calls > 0
+
+
+def test_a_rule_beside_the_models_is_used_unless_it_is_not_wanted(small_models, tmp_path):
+    for name in ("title", "passage", "fusion.json"):
+        (tmp_path / name).symlink_to(small_models / name)
+    assert Cascade.load(tmp_path, threads=1).stopping is None
+    Stopping(1.0, 0.5, 1.0).write(tmp_path / "stopping.json")
+    scored = [
+        Cascade.load(tmp_path, threads=1, early_stop=early)
+        .rerank(QUERY, some_hits(9), 9)
+        .stages[1]
+        .scored
+        for early in (True, False)
+    ]
+    assert scored == [4, 9]
 
 
 def test_cut_texts_are_counted(cascade):
