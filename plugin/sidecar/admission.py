@@ -145,15 +145,12 @@ class Line:
             self._computed.discard(place)
             self._call_next()
 
-    def _join(self, work: Work, deadline: float | None) -> _Place:
+    def check(self, work: Work, deadline: float | None = None) -> None:
+        """Raise the `FullError` that `turn` would raise now; costs next to nothing."""
         now = self._clock()
-        place = _Place(work, deadline, now + _AGEING * self._seconds(work.tokens))
         self._drop_late(now)
-        if len(self._computed) < self._concurrent and not self._waiting:
-            # Without a line the titles are worth the try, however short the time.
-            place.begun = now
-            self._computed.add(place)
-            return place
+        if self._free():
+            return
         if len(self._waiting) >= self._most_waiting:
             raise FullError(
                 f"{len(self._waiting)} searches are waiting: add sidecars, ask again later, or "
@@ -169,16 +166,32 @@ class Line:
             )
         if deadline is not None:
             left = deadline - now
-            wait = self._wait(now, place.rank)
+            wait = self._wait(now, self._rank(now, work))
             if wait > min(_WAITING_SHARE * left, left - self._seconds(work.titles)):
                 raise FullError(
                     f"the search would wait {wait * 1000:.0f} ms of the {left * 1000:.0f} it has: "
                     "add sidecars, or give searches more time",
                     self._retry_after(now),
                 )
+
+    def _join(self, work: Work, deadline: float | None) -> _Place:
+        self.check(work, deadline)
+        now = self._clock()
+        place = _Place(work, deadline, self._rank(now, work))
+        if self._free():
+            # Without a line the titles are worth the try, however short the time.
+            place.begun = now
+            self._computed.add(place)
+            return place
         place.turn = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         return place
+
+    def _free(self) -> bool:
+        return len(self._computed) < self._concurrent and not self._waiting
+
+    def _rank(self, now: float, work: Work) -> float:
+        return now + _AGEING * self._seconds(work.tokens)
 
     def _call_next(self) -> None:
         now = self._clock()

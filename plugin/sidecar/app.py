@@ -12,6 +12,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -50,6 +51,8 @@ __all__ = ["Reranker", "Sidecar", "build_app"]
 _log = logging.getLogger(__name__)
 
 _LAST_SECONDS = 1.0  # for answers to requests that were under way to the last
+_LENGTHS = 64  # searches from which the work of those that are not read is judged
+_LOG_SECONDS = 10.0  # between two lines about refusals: under load there are hundreds a second
 
 _SENTENCES = {
     400: "The body could not be read.",
@@ -89,6 +92,9 @@ class Sidecar:
         self.requests: set[asyncio.Task[Any]] = set()  # under way
         self.failure: Exception | None = None  # why the first models could not be loaded
         self._cache_seen: dict[str, CacheUse] = {}
+        self._density: deque[float] = deque(maxlen=_LENGTHS)  # tokens of work per byte of body
+        self._refused = 0  # since the last line about it
+        self._refusal_logged = -math.inf
         self._pool: ThreadPoolExecutor | None = None
         self._leaving = False
         self._closing = False
@@ -180,21 +186,23 @@ class Sidecar:
         """
         origin: Origin = request.scope["titlecast.origin"]
         arrived: float = request.scope["titlecast.arrived"]
+        length: int = request.scope["titlecast.length"]
         work = self._check(query, hits, passage_depth)
+        if length:
+            self._density.append(work.tokens / length)
         deadline = None if deadline_ms is None else arrived + deadline_ms / 1000
-        computing = asyncio.ensure_future(
-            self._compute(query, hits, passage_depth, work, arrived, deadline)
-        )
         try:
+            self.line.check(work, deadline)  # before anything is set up for it
+            computing = asyncio.ensure_future(
+                self._compute(query, hits, passage_depth, work, arrived, deadline)
+            )
             if not await _unless_gone(request, computing):
                 _log.info("search %r: the caller is gone", origin.opaque_id, extra=origin.fields())
                 return None
             result, model = computing.result()
         except RefusedError as error:
             status = 429 if isinstance(error, FullError) else 503
-            _log.warning(
-                "search %r refused: %s", origin.opaque_id, error, extra=origin.fields(status=status)
-            )
+            self._log_refusal(error, origin, status)
             raise HTTPException(
                 status, str(error), {"Retry-After": str(error.retry_after)}
             ) from error
@@ -212,6 +220,37 @@ class Sidecar:
             ),
         )
         return result, model
+
+    def refuse_unread(
+        self, origin: Origin, length: int, deadline: float | None
+    ) -> FullError | None:
+        """Tell whether a search is one too many, by the length of its body alone.
+
+        `deadline` is a moment of `time.monotonic`. Its work is taken to be the least that a body
+        of that length has meant of late; who may have a place all the same is read.
+        """
+        try:
+            self.line.check(Work(0, int(length * min(self._density, default=0.0))), deadline)
+        except FullError as error:
+            self.metrics.unread.inc()
+            self._log_refusal(error, origin, 429)
+            return error
+        return None
+
+    def _log_refusal(self, error: RefusedError, origin: Origin, status: int) -> None:
+        self._refused += 1
+        now = time.monotonic()
+        if now < self._refusal_logged + _LOG_SECONDS:
+            return
+        _log.warning(
+            "%d searches refused since the last such line, the last of them %r: %s",
+            self._refused,
+            origin.opaque_id,
+            error,
+            extra=origin.fields(status=status, refused=self._refused),
+        )
+        self._refused = 0
+        self._refusal_logged = now
 
     def count_line(self) -> None:
         """Bring the numbers of the line up to date."""
@@ -336,6 +375,7 @@ def build_app(models: Reranker | Models, settings: Settings) -> FastAPI:
         metrics=sidecar.metrics,
         why_not_ready=sidecar.why_not_ready,
         leaving=lambda: sidecar.leaving,
+        refuse_unread=sidecar.refuse_unread,
         requests=sidecar.requests,
     )
     app.add_exception_handler(StarletteHTTPException, _on_http_error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,13 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from plugin.sidecar.cohere import CohereError
-from plugin.sidecar.protocol import ErrorResponse
+from plugin.sidecar.protocol import DEADLINE_HEADER, ErrorResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from plugin.sidecar.admission import RefusedError
     from plugin.sidecar.metrics import Metrics
     from plugin.sidecar.settings import Settings
 
@@ -32,6 +34,7 @@ OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
 SEARCH_PATHS = frozenset({"/rerank", "/v1/rerank", "/v2/rerank"})
 _COUNTED = OPEN_PATHS | SEARCH_PATHS | {"/metrics", "/openapi.json"}
 
+_DEADLINE = DEADLINE_HEADER.lower().encode()
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{1,512}")
 # https://www.w3.org/TR/trace-context/#traceparent-header
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -49,10 +52,11 @@ class Origin(NamedTuple):
 
 
 class Gate:
-    """Refuses what must not be read at all, and passes names of searches through.
+    """Refuses what need not be understood, and passes names of searches through.
 
     Refused are callers without a key, searches while no models are ready, bodies that are too
-    long or come too slowly. `X-Opaque-Id`, `traceparent` and `tracestate` come back in the
+    long or come too slowly, and searches for which there is no time, where their heads show it:
+    under heavy load, most of them. `X-Opaque-Id`, `traceparent` and `tracestate` come back in the
     response's headers. A failure inside becomes a 500 that shows nothing of it.
     """
 
@@ -63,6 +67,7 @@ class Gate:
         metrics: Metrics,
         why_not_ready: Callable[[], str],
         leaving: Callable[[], bool],
+        refuse_unread: Callable[[Origin, int, float | None], RefusedError | None],
         requests: set[asyncio.Task[Any]],
     ) -> None:
         self._app = app
@@ -70,6 +75,7 @@ class Gate:
         self._metrics = metrics
         self._why_not_ready = why_not_ready
         self._leaving = leaving
+        self._refuse_unread = refuse_unread
         self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,6 +88,7 @@ class Gate:
         headers = dict(scope["headers"])  # of a header given twice, the last
         origin, passed_on = _origin(headers)
         scope["titlecast.origin"] = origin
+        length = scope["titlecast.length"] = _length(headers)
         status = 0
         task = asyncio.current_task()
         if task is not None:
@@ -99,11 +106,17 @@ class Gate:
             await send(message)
 
         try:
-            refusal = self._refuse(path, headers)
+            refusal = self._refuse(path, headers, length)
+            bounded = self._bounded(receive)
+            if refusal is None and path in SEARCH_PATHS and length:
+                deadline = _deadline(headers, arrived)
+                error = self._refuse_unread(origin, length, deadline)
+                if error is not None:
+                    refusal = await _read_out(path, error, bounded)
             if refusal is not None:
                 await refusal(scope, receive, answer)
             else:
-                await self._app(scope, self._bounded(receive), answer)
+                await self._app(scope, bounded, answer)
         except asyncio.CancelledError:
             if status:
                 raise
@@ -120,7 +133,7 @@ class Gate:
             label = path if path in _COUNTED else "other"
             self._metrics.count(label, status, time.monotonic() - arrived)
 
-    def _refuse(self, path: str, headers: dict[bytes, bytes]) -> Response | None:
+    def _refuse(self, path: str, headers: dict[bytes, bytes], length: int) -> Response | None:
         if path in OPEN_PATHS:
             return None
         if not self._settings.keys.admit(headers.get(b"authorization", b"")):
@@ -132,8 +145,7 @@ class Gate:
             )
         if path in SEARCH_PATHS and (why := self._why_not_ready()):
             return error_response(path, 503, why, {"Retry-After": "1", **CLOSE})
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self._settings.max_body_bytes:
+        if length > self._settings.max_body_bytes:
             return error_response(path, 413, self._too_large(), CLOSE)
         return None
 
@@ -169,6 +181,31 @@ class Gate:
             f"the request is longer than {self._settings.max_body_bytes} bytes: send fewer hits "
             "or shorter passages, or raise TITLECAST_MAX_BODY_BYTES"
         )
+
+
+async def _read_out(path: str, error: RefusedError, receive: Receive) -> Response:
+    """Make the answer to a search that is not read; its connection can be used again."""
+    try:
+        while (await receive()).get("more_body", False):
+            pass
+    except HTTPException as slow:
+        return error_response(path, slow.status_code, slow.detail, dict(slow.headers or {}))
+    return error_response(path, 429, str(error), {"Retry-After": str(error.retry_after)})
+
+
+def _length(headers: dict[bytes, bytes]) -> int:
+    """The body's length in bytes where it is announced, else 0."""
+    length = headers.get(b"content-length", b"0")
+    return int(length[:20]) if length.isdigit() else 0
+
+
+def _deadline(headers: dict[bytes, bytes], arrived: float) -> float | None:
+    """The moment that the head names as the search's last; None where it names none."""
+    try:
+        milliseconds = float(headers.get(_DEADLINE, b""))
+    except ValueError:
+        return None
+    return arrived + milliseconds / 1000 if math.isfinite(milliseconds) else None
 
 
 def error_response(

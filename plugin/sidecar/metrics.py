@@ -56,6 +56,10 @@ class Metrics:
             "titlecast_request_seconds", "From a request's head to its answer's end", ["path"],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
+        self.unread = Counter(
+            "titlecast_unread_refusals", "Searches refused without a look at their bodies",
+            registry=registry,
+        )  # fmt: skip
         self.waited_seconds = Histogram(
             "titlecast_waited_seconds", "Time in line of searches that had their turn",
             buckets=_SECONDS, registry=registry,

@@ -18,6 +18,10 @@ def _mend(text: object) -> object:
 # One damaged title must not cost a search its reranking.
 Text: TypeAlias = Annotated[str, BeforeValidator(_mend)]
 
+# The request's `deadline_ms` once more, as a header: a sidecar that has no time for the search
+# can then tell without reading it. Callers need not send it.
+DEADLINE_HEADER = "Titlecast-Deadline-Ms"
+
 
 class WireHit(BaseModel):
     """One hit of the window, in the engine's order."""

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plugin.sidecar.process import SidecarProcess, free_port
+from plugin.sidecar.protocol import DEADLINE_HEADER
 from reranker.runtime import usable_cores
 
 WORDS = [
@@ -76,6 +77,13 @@ class Outcome(NamedTuple):
     passages: int
 
 
+class Used(NamedTuple):
+    """What a sidecar uses: resident memory in MB, and CPU seconds since its start."""
+
+    megabytes: float
+    cpu_seconds: float
+
+
 class Callers:
     """Connections to one sidecar, used again."""
 
@@ -98,13 +106,14 @@ class Callers:
         passages = sum(s["scored"] for s in said["stages"] if s["name"] == "passage")
         return Outcome(body.large, status, seconds, said["complete"], passages)
 
-    async def memory(self) -> float:
-        """The sidecar's resident memory in MB."""
+    async def used(self) -> Used:
+        """What the sidecar says that it uses."""
         _, text = await self._exchange(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        for line in text.decode().splitlines():
-            if line.startswith("process_resident_memory_bytes "):
-                return float(line.split()[1]) / 1e6
-        return float("nan")
+        numbers = dict(line.rsplit(" ", 1) for line in text.decode().splitlines())
+        return Used(
+            float(numbers["process_resident_memory_bytes"]) / 1e6,
+            float(numbers["process_cpu_seconds_total"]),
+        )
 
     async def close(self) -> None:
         """Close what is idle, which is all once nobody asks."""
@@ -151,9 +160,11 @@ def make_body(rng: random.Random, deadline_ms: float | None) -> Body:
     data = json.dumps(search).encode()
     head = (
         "POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(data)}\r\n\r\n"
+        f"Content-Length: {len(data)}\r\n"
     )
-    return Body(large, head.encode() + data)
+    if deadline_ms is not None:  # as the plugin does
+        head += f"{DEADLINE_HEADER}: {deadline_ms:g}\r\n"
+    return Body(large, f"{head}\r\n".encode() + data)
 
 
 async def closed_loop(callers: Callers, bodies: Sequence[Body], seconds: float) -> float:
@@ -188,9 +199,9 @@ async def open_loop(
 
 
 def row(
-    factor: float, seconds: float, deadline_ms: float, found: Sequence[Outcome], memory: float
+    factor: float, seconds: float, deadline_ms: float, found: Sequence[Outcome], used: Used
 ) -> str:
-    """One line of the table."""
+    """One line of the table: what became of all searches in so many seconds of that load."""
     answered = [outcome for outcome in found if outcome.status == 200]
     good = [outcome for outcome in answered if outcome.seconds * 1000 <= deadline_ms]
     statuses = Counter(outcome.status for outcome in found)
@@ -205,8 +216,9 @@ def row(
     other = len(found) - statuses[200] - statuses[429] - statuses[503]
     return (
         f"| {factor:g}x | {len(found) / seconds:.1f} | {len(good) / seconds:.1f} | {passages:.0f} "
-        f"| {complete:.0%} | {statuses[429]} / {statuses[503]} / {other} "
-        f"| {shares[0]:.0%} / {shares[1]:.0%} | {p50:.0f} | {p95:.0f} | {p99:.0f} | {memory:.0f} |"
+        f"| {len(good) / used.cpu_seconds:.1f} | {complete:.0%} "
+        f"| {statuses[429]} / {statuses[503]} / {other} | {shares[0]:.0%} / {shares[1]:.0%} "
+        f"| {p50:.0f} | {p95:.0f} | {p99:.0f} | {used.megabytes:.0f} |"
     )
 
 
@@ -218,23 +230,36 @@ async def measure(arguments: argparse.Namespace, port: int) -> None:
     callers = Callers(port, limit_seconds=arguments.deadline_ms / 1000 + 5)
     await closed_loop(callers, bodies, arguments.seconds / 4)  # to warm up
     capacity = await closed_loop(callers, bodies, arguments.seconds)
-    print(f"capacity: {capacity:.1f} searches/s; memory {await callers.memory():.0f} MB")
+    megabytes = (await callers.used()).megabytes
+    print(f"capacity: {capacity:.1f} searches/s; memory {megabytes:.0f} MB")
+    found: dict[float, list[Outcome]] = {factor: [] for factor in arguments.factors}
+    used: dict[float, Used] = {}
+    for _ in range(arguments.rounds):  # in turn: what else the machine does is then of all alike
+        for factor in arguments.factors:
+            before = await callers.used()
+            rate = factor * capacity
+            found[factor] += await open_loop(callers, hurried, rate, arguments.seconds, rng)
+            after = await callers.used()
+            cpu = after.cpu_seconds - before.cpu_seconds
+            if factor in used:
+                cpu += used[factor].cpu_seconds
+            used[factor] = Used(after.megabytes, cpu)
     print(
-        "| load | asked/s | in time/s | passages/s | complete | 429 / 503 / other "
-        "| answered small / large | p50 ms | p95 | p99 | MB |"
+        "| load | asked/s | in time/s | passages/s | in time per CPU s | complete "
+        "| 429 / 503 / other | answered small / large | p50 ms | p95 | p99 | MB |"
     )
-    print("| --- " * 11 + "|")
+    print("| --- " * 12 + "|")
+    seconds = arguments.rounds * arguments.seconds
     for factor in arguments.factors:
-        found = await open_loop(callers, hurried, factor * capacity, arguments.seconds, rng)
-        memory = await callers.memory()
-        print(row(factor, arguments.seconds, arguments.deadline_ms, found, memory), flush=True)
+        print(row(factor, seconds, arguments.deadline_ms, found[factor], used[factor]))
     await callers.close()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Start a sidecar, load it, print what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=30, help="of each load")
+    parser.add_argument("--seconds", type=float, default=30, help="of each load in a round")
+    parser.add_argument("--rounds", type=int, default=1, help="over all loads")
     parser.add_argument("--deadline-ms", type=float, default=2000, help="of every search")
     parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 1, 2, 10])
     arguments = parser.parse_args(argv)

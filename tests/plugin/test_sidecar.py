@@ -296,6 +296,101 @@ def test_the_line_is_bounded() -> None:
         assert client.post("/rerank", json=search()).status_code == 200  # there is room again
 
 
+UNREAD = "titlecast_unread_refusals_total {:.1f}\n"
+
+
+def test_what_is_one_too_many_is_not_read() -> None:
+    gated = Gated()
+    with serving(build_app(gated, load_settings(max_concurrent=1, max_waiting=0))) as client:
+        with background(client, search()):
+            wait_until(lambda: len(gated.asked) == 1)
+            for path, said in (("/rerank", "error"), ("/v2/rerank", "message")):
+                answer = client.post(path, content=b"no JSON at all", headers=JSON)
+                assert answer.status_code == 429
+                assert answer.headers["retry-after"] == "1"
+                assert "connection" not in answer.headers  # to be used again
+                assert "MAX_WAITING" in answer.json()[said]
+            # Nothing is known of a body whose length is not announced.
+            assert client.post("/rerank", content=iter([b"{"]), headers=JSON).status_code == 400
+            assert UNREAD.format(2) in client.get("/metrics").text
+            gated.open.set()
+        assert client.post("/rerank", content=b"no JSON", headers=JSON).status_code == 400
+
+
+def test_who_has_too_little_time_is_told_by_the_head_alone() -> None:
+    gated = Gated()
+    limits = load_settings(max_concurrent=1)
+    hurried = {**JSON, "titlecast-deadline-ms": "1000"}
+    nonsense = search(query="x" * 400)
+    del nonsense["hits"]
+    app = build_app(gated, limits)
+    with serving(app) as client:
+
+        def ask(**headers: str) -> int:
+            return client.post("/rerank", json=nonsense, headers={**JSON, **headers}).status_code
+
+        # One search of about a hundred tokens, which takes a minute, or so the line believes.
+        with background(client, search(query="x" * 400)):
+            wait_until(lambda: len(gated.asked) == 1)
+            app.state.sidecar.line.observe(1, 0.6)
+            assert ask() == 422  # it may have all the time in the world
+            assert ask(**{"titlecast-deadline-ms": "600000"}) == 422
+            for unusable in ("soon", "nan", "inf", ""):
+                assert ask(**{"titlecast-deadline-ms": unusable}) == 422
+            assert ask(**hurried) == 429
+            assert UNREAD.format(1) in client.get("/metrics").text
+            gated.open.set()
+        assert ask(**hurried) == 422
+
+
+LEAN = {"query": "x", "hits": [{"id": "x" * 4000, "title": "t"}]}  # much text, little work
+DENSE = {"query": "y" * 400, "hits": [{"title": "z" * 400}], "passage_depth": 1}
+
+
+@pytest.mark.parametrize(("before", "unread"), [(DENSE, 1), (LEAN, 0)])
+def test_work_is_judged_by_the_leanest_body_of_late(before: dict[str, Any], unread: int) -> None:
+    gated = Gated()
+    app = build_app(gated, load_settings(max_concurrent=1, max_waiting_tokens=300))
+    with serving(app) as client, background(client, before):
+        wait_until(lambda: len(gated.asked) == 1)
+        with background(client, DENSE):
+            wait_until(lambda: app.state.sidecar.line.waiting == 1)
+            assert client.post("/rerank", json=DENSE).status_code == 429
+            metrics = client.get("/metrics").text
+            gated.open.set()
+    assert UNREAD.format(unread) in metrics
+
+
+def test_a_body_that_is_not_read_may_not_dawdle() -> None:
+    gated = Gated()
+    limits = load_settings(max_concurrent=1, max_waiting=0, read_seconds=0.3)
+    with serving(build_app(gated, limits)) as client, background(client, search()):
+        wait_until(lambda: len(gated.asked) == 1)
+        address = (client.base_url.host, client.base_url.port or 0)
+        with socket.create_connection(address, timeout=60) as raw:
+            raw.sendall(b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            answer = raw.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        gated.open.set()
+
+
+def test_refusals_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    gated = Gated()
+    limits = load_settings(max_concurrent=1, max_waiting=0)
+    with (
+        caplog.at_level(logging.INFO, "plugin.sidecar"),
+        serving(build_app(gated, limits)) as client,
+        background(client, search()),
+    ):
+        wait_until(lambda: len(gated.asked) == 1)
+        for _ in range(20):
+            assert client.post("/rerank", json=search()).status_code == 429
+        gated.open.set()
+    lines = [text for text in caplog.messages if "refused" in text]
+    assert 1 <= len(lines) < 10
+    assert lines[0].startswith("1 searches refused")
+
+
 def test_a_search_whose_caller_is_gone_is_not_computed() -> None:
     gated = Gated()
     limits = load_settings(max_concurrent=1, max_waiting=5)

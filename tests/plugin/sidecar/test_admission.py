@@ -157,6 +157,25 @@ def test_whoever_cannot_be_in_time_is_refused_at_once() -> None:
     run(test())
 
 
+def test_checking_tells_what_joining_would_do_and_changes_nothing() -> None:
+    async def test() -> None:
+        world = World(waiting=1)
+        world.line.observe(1000, 1.0)
+        world.line.check(Work(0, 5000), deadline=0.001)  # nobody is there
+        await world.enter("computed", 1000)
+        world.line.check(Work(0, 100), deadline=2.1)
+        with pytest.raises(FullError, match="1000 ms of the 1900"):
+            world.line.check(Work(0, 100), deadline=1.9)
+        await world.enter("waits", 1000)
+        with pytest.raises(FullError, match="MAX_WAITING"):
+            world.line.check(Work(0, 0))
+        assert (world.line.computed, world.line.waiting) == (1, 1)
+        for name in ("computed", "waits"):
+            await world.finish(name)
+
+    run(test())
+
+
 def test_before_anything_was_measured_nobody_is_refused_for_time() -> None:
     async def test() -> None:
         world = World()

@@ -399,6 +399,8 @@ final class SidecarClient implements Closeable {
               .timeout(Duration.ofMillis(leftMillis))
               .header("Content-Type", "application/json")
               .header("Accept", "application/json")
+              // In the body as well; here a busy sidecar sees it without reading that.
+              .header(SidecarProtocol.DEADLINE_HEADER, Long.toString(leftMillis))
               .POST(BodyPublishers.ofByteArray(SidecarProtocol.write(call, leftMillis)));
       origin.headers().forEach(request::header);
       return request.build();

@@ -24,6 +24,9 @@ import org.opensearch.core.xcontent.XContentParser;
  * tests/contract} test both.
  */
 final class SidecarProtocol {
+  /** The body's {@code deadline_ms} once more. */
+  static final String DEADLINE_HEADER = "Titlecast-Deadline-Ms";
+
   private SidecarProtocol() {}
 
   /**

@@ -156,6 +156,8 @@ class SidecarClientTest {
         request.body().get("hits"));
     int deadline = (Integer) request.body().get("deadline_ms");
     assertTrue(deadline > 4000 && deadline <= 9000, "time left: " + deadline);
+    assertEquals(
+        Integer.toString(deadline), request.headers().getFirst(SidecarProtocol.DEADLINE_HEADER));
   }
 
   @Test
