@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.export import export, measure_ranges
 from reranker.models.restore import restore
 from reranker.training.adapt import prepare_documents, reciprocal_rank
-from reranker.training.config import RECIPES, as_toml, read_recipe
+from reranker.training.config import RECIPES, Recipe, as_toml, read_recipe
 from reranker.training.examples import load
 from reranker.training.pairs import Made, against_titles, make_queries
+from reranker.training.start import with_tokens
 from tests.reranker.conftest import SMALL, WORDS, random_encoder, small_tokenizer, write_model
 
 TEXT = """# Sorting with a heap
@@ -150,14 +152,24 @@ def lists(count: int = 12) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tenso
     return found
 
 
-@pytest.mark.parametrize("start", ["bi-encoder", "scratch"])
+KINDS = {
+    "bi-encoder": {"first_query_layer": 1},
+    "scratch": {"first_query_layer": 0, "start": "scratch"},
+    "late": {"first_query_layer": 1, "token_match": 7.0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_an_exported_network_comes_back(backbone, tmp_path, precision, start):
-    model = shaken(backbone, first_query_layer=0 if start == "scratch" else 1, start=start)
+def test_an_exported_network_comes_back(backbone, tmp_path, precision, kind):
+    model = shaken(backbone, **KINDS[kind])
     ranges = measure_ranges(model, lists()) if precision == "int8" else None
     export(model, tmp_path, precision, ranges)
     again = restore(tmp_path, str(backbone))
-    assert again.config == model.config
+    late = ("token_match", "mean_match")  # there, where a training left them
+    assert replace(again.config, **{k: getattr(model.config, k) for k in late}) == model.config
+    assert (again.config.token_match is None) == (model.config.token_match is None)
+    assert again.scale.item() == pytest.approx(model.scale.item())
     for query, ids, mask in lists():
         seen = torch.ones_like(query, dtype=torch.bool)
         with torch.no_grad():
@@ -252,3 +264,19 @@ def test_a_file_of_documents_makes_an_adapted_model(backbone, start, tmp_path, m
 def test_one_source_of_documents_is_asked_for(tmp_path):
     with pytest.raises(CommandError, match="either --index or --jsonl"):
         run("--out", tmp_path)
+
+
+def test_a_late_interaction_is_added_to_a_network_without_one(backbone):
+    model = shaken(backbone, first_query_layer=1)
+    data = {"sources": [{"path": "."}]}
+    added = {"token_match": 7.0, "mean_match": 2.0}
+    recipe = Recipe.model_validate({"task": "passage", "data": data, "model": added})
+    wider = with_tokens(model, recipe)
+    query, ids, mask = lists()[0]
+    read = wider.encode_query(query, torch.ones_like(query, dtype=torch.bool))
+    states = wider.text_states(read, ids, mask)
+    assert torch.equal(states, model.text_states(read, ids, mask))
+    assert (wider.config.token_match, wider.config.mean_match) == (7.0, 2.0)
+    # What a network learned of it is not begun anew.
+    again = with_tokens(wider, recipe.model_copy(update={"model": {"token_match": 1.0}}))
+    assert again is wider
