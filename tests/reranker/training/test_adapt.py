@@ -169,7 +169,8 @@ def test_an_exported_network_comes_back(backbone, tmp_path, precision, kind):
     late = ("token_match", "mean_match")  # there, where a training left them
     assert replace(again.config, **{k: getattr(model.config, k) for k in late}) == model.config
     assert (again.config.token_match is None) == (model.config.token_match is None)
-    assert again.scale.item() == pytest.approx(model.scale.item())
+    if kind != "scratch":  # which has no cosine
+        assert again.scale.item() == pytest.approx(model.scale.item())
     for query, ids, mask in lists():
         seen = torch.ones_like(query, dtype=torch.bool)
         with torch.no_grad():
