@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from reranker.training.start import load_trained
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -58,7 +57,10 @@ def export_trained(
     """Write a training's result as a model folder for serving; see `load_trained`."""
     recipe, model = load_trained(folder, blend, average)
     export_model(recipe, model, folder, out, name, precision, blend)
-    shutil.copyfile(folder / FILE, out / FILE)
+    seen = [np.load(folder / FILE)]
+    if recipe.start is not None and (Path(recipe.start) / FILE).is_file():
+        seen.append(np.load(Path(recipe.start) / FILE))  # its weights know those queries, too
+    np.save(out / FILE, np.unique(np.concatenate(seen)))
 
 
 def export_model(
