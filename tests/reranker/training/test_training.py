@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reranker import Cascade, Hit
-from reranker.evaluation.contamination import fingerprint
+from reranker.evaluation.contamination import fingerprint, trained_on
 from reranker.evaluation.split import side
 from reranker.training.config import RECIPES, read_recipe
 from reranker.training.examples import load
@@ -146,6 +146,20 @@ def test_export_and_fuse_make_a_cascade(data, backbone, tmp_path):
         "merge lists", [Hit("a", "heap", "merge", 1.0)]
     )
     assert [hit.id for hit in result.hits] == ["a"]
+
+
+def test_what_the_start_was_trained_on_stays_known(data, backbone, tmp_path):
+    recipe = prepared(tmp_path / "first", data, recipe_text("title", backbone))
+    train(recipe, tmp_path / "first", stop_at=4)
+    export_trained(tmp_path / "first", tmp_path / "m1", "first")
+    early = np.array([7, 11], dtype=np.uint64)
+    np.save(tmp_path / "m1" / "trained-on.npy", early)
+    text = f'start = "{tmp_path / "m1"}"\n' + recipe_text("title", backbone)
+    recipe = prepared(tmp_path / "second", data, text)
+    train(recipe, tmp_path / "second", stop_at=4)
+    export_trained(tmp_path / "second", tmp_path / "m2", "second")
+    own = np.load(tmp_path / "second" / "trained-on.npy")
+    assert trained_on(tmp_path / "m2") == {*early.tolist(), *own.tolist()}
 
 
 def test_a_fusion_finds_the_feature_that_tells(data):
