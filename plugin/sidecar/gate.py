@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import re
@@ -114,6 +115,11 @@ class Gate:
                 if error is not None:
                     refusal = await _read_out(path, error, bounded)
             if refusal is not None:
+                # A connection closed on unread bytes is reset, and its caller may never see the
+                # answer (RFC 9112, section 9.6): what is only somewhat too long is taken in.
+                if self._settings.max_body_bytes < length <= 2 * self._settings.max_body_bytes:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(_take_in(receive), self._settings.read_seconds)
                 await refusal(scope, receive, answer)
             else:
                 await self._app(scope, bounded, answer)
@@ -186,11 +192,16 @@ class Gate:
 async def _read_out(path: str, error: RefusedError, receive: Receive) -> Response:
     """Make the answer to a search that is not read; its connection can be used again."""
     try:
-        while (await receive()).get("more_body", False):
-            pass
+        await _take_in(receive)
     except HTTPException as slow:
         return error_response(path, slow.status_code, slow.detail, dict(slow.headers or {}))
     return error_response(path, 429, str(error), {"Retry-After": str(error.retry_after)})
+
+
+async def _take_in(receive: Receive) -> None:
+    """Read a body to its end, and keep nothing of it."""
+    while (await receive()).get("more_body", False):
+        pass
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

@@ -405,6 +405,7 @@ def test_another_load_does_not_go_on_with_an_interrupted_one(
     (half,) = client.indices.get(index=f"{NAME}-*")
     with pytest.raises(IndexingError, match="source was 'one' and is now 'two'"):
         attempt("two", numbered(10))
+    time.sleep(1.1)  # staged indices are named by the second
     result = attempt("two", numbered(10), discard=True)
     assert result.resumed_at is None
     assert result.summary.documents == 10
