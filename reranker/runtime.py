@@ -65,6 +65,7 @@ class BroadcastModel:
         self._query = Graph(folder / "query.onnx", threads)
         self._lower = Graph(folder / "lower.onnx", threads)
         self._upper = Graph(folder / "upper.onnx", threads)
+        self._reads = self._query.outputs
         facts = self._lower.facts
         self._after_query = facts["places"] == "query"
         # Without layers below the query, or with positions that follow it, nothing is worth
@@ -75,9 +76,8 @@ class BroadcastModel:
 
     def read(self, query: Row) -> dict[str, Any]:
         """All that the texts need of a query, kept where the runtime has it."""
-        names = self._query.outputs
         feed = {"ids": _value(query[None, :])}
-        return dict(zip(names, self._query.run(names, feed), strict=True))
+        return dict(zip(self._reads, self._query.run(self._reads, feed), strict=True))
 
     def score(self, query: dict[str, Any], rows: Sequence[Row]) -> NDArray[np.float32]:
         """Logits (n,); the query's states are handed to every batch as they are."""

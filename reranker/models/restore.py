@@ -72,9 +72,7 @@ def restore(folder: Path, backbone: str) -> BroadcastEncoder:
             put(f"{name}.{part}", tensors[f"{name}.{part}"].T)
     if not scratch:
         put("scale", _scale(folder, tensors))
-    if late:
-        for name in _LATE:
-            put(name, tensors[f"constant.{name}"])
+    if late:  # its scales are in the configuration
         put("token_weight", tensors["token_weight"].reshape(-1))
     bias = state["query_bias"].clone()
     for depth in biases:
