@@ -29,14 +29,14 @@ class Vectors:
         self._encoder = encoder
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts.values()))}
         self._row = {key: rows[text] for key, text in texts.items()}
-        self._matrix = _normalise(encoder(list(rows))) if rows else np.zeros((0, 0), np.float32)
+        self._matrix = normalise(encoder(list(rows))) if rows else np.zeros((0, 0), np.float32)
 
     def rerank(self, query: str, hits: list[Hit]) -> Ranking:
         """Score hits by the cosine of their vectors with the query's; -1 without a vector."""
         known = [hit.id for hit in hits if hit.id in self._row]
         cosines: dict[str, float] = {}
         if known:
-            vector = _normalise(self._encoder([query]))[0]  # (dimensions,)
+            vector = normalise(self._encoder([query]))[0]  # (dimensions,)
             scores = self._matrix[[self._row[key] for key in known]] @ vector
             cosines = dict(zip(known, scores.tolist(), strict=True))
         return [(hit.id, cosines.get(hit.id, -1.0)) for hit in hits]
@@ -74,7 +74,8 @@ def load_bi_encoder(name: str | Path | None = None, batch_size: int = 64) -> Enc
     return encoder
 
 
-def _normalise(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def normalise(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors (n, dimensions), each scaled to length 1; a vector of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     normal: NDArray[np.float32] = vectors / np.maximum(lengths, 1e-12)
     return normal

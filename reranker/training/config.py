@@ -87,8 +87,12 @@ class TeacherConfig(_Strict):
     KL(softmax(teacher / temperature) || softmax(student / temperature)) over each list.
     """
 
-    # A training's folder. Without: the scores that the examples carry (`Example.taught`).
+    # A training's folder, or a bi-encoder (Hugging Face name or folder) whose cosines teach.
+    # Without either: the scores that the examples carry (`Example.taught`).
     folder: str | None = None
+    encoder: str | None = None
+    query_prompt: str = ""  # what the bi-encoder wants before a query
+    scale: float = Field(default=20.0, gt=0)  # of its cosines
     blend: float = Field(default=1.0, ge=0, le=1)  # as in `titlecast export --blend`
     weight: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=1.0, gt=0)
@@ -167,9 +171,11 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
+        if self.taught_by and self.taught_by.folder and self.taught_by.encoder:
+            raise ValueError("there is one teacher: give taught_by a folder or an encoder")
         if self.augment and self.taught_by and self.taught_by.folder is None:
             raise ValueError(
-                "mined lists have no stored scores: give taught_by a folder, or leave augment out"
+                "only a network scores mined lists: give taught_by a folder, or leave augment out"
             )
         if self.keep and (self.architecture != "broadcast" or self.task != "title"):
             raise ValueError("keep needs a title model of the broadcast architecture")

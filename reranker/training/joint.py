@@ -20,7 +20,8 @@ from reranker.models.broadcast import BroadcastEncoder
 from reranker.training.config import AugmentConfig
 from reranker.training.experiments import Arm, Interval, paired_interval
 from reranker.training.lists import make_batch
-from reranker.training.loop import dual_logits, list_logits, reciprocal_rank
+from reranker.training.loop import reciprocal_rank
+from reranker.training.scoring import dual_logits, list_logits
 from reranker.training.start import new_model
 
 if TYPE_CHECKING:

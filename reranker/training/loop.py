@@ -24,7 +24,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from reranker.models.backbone import load_backbone
 from reranker.models.broadcast import BroadcastEncoder
@@ -42,10 +41,12 @@ from reranker.training.lists import (
     make_batch,
 )
 from reranker.training.mining import Miner
-from reranker.training.start import Model, load_trained, new_model
+from reranker.training.scoring import list_logits, own_lists, score_all, score_lists
+from reranker.training.start import Model, new_model
+from reranker.training.teachers import find_teacher
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -86,13 +87,13 @@ def train(
     model = new_model(recipe, backbone.state, backbone.config).to(device)
     # The weight of the first stage's score beside the model's logit, learned on the way.
     first_stage = nn.Parameter(torch.tensor(1.0, device=device))
-    teacher = load_teacher(recipe, device)
     optimiser = torch.optim.AdamW(
         parameter_groups(recipe, model, first_stage), betas=(0.9, 0.98), fused=True
     )
     rates = [group["lr"] for group in optimiser.param_groups]
 
     pool, items, texts, queries, dev, dev_queries = data or load_data(recipe, folder, backbone)
+    teacher = find_teacher(recipe, pool, items, device)
     miner = Miner(recipe, items, texts, queries)
     keeper = Keeper(recipe, folder, backbone, device) if recipe.keep else None
 
@@ -156,7 +157,7 @@ def train(
                 augmenter.texts if augmenter else texts,
                 chunks=passes(recipe, lists[mine]),
             ).to(device)
-            taught = teach(teacher, batch, [items[i] for i in chosen[mine]], lists[mine])
+            taught = teacher.scores(batch, chosen[mine], lists[mine])
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 dual = draw % recipe.dual_every == 0
                 loss = batch_loss(
@@ -222,39 +223,6 @@ def find_processes() -> PartialState:
     """The processes that share the training, and this one's device; one where nothing says more."""
     wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return PartialState(cpu=wanted or not torch.accelerator.is_available())
-
-
-def load_teacher(recipe: Recipe, device: torch.device) -> Model | None:
-    """The frozen network that the recipe names as teacher."""
-    if recipe.taught_by is None or recipe.taught_by.folder is None:
-        return None
-    _, teacher = load_trained(Path(recipe.taught_by.folder), recipe.taught_by.blend)
-    return teacher.to(device).requires_grad_(False)
-
-
-@torch.no_grad()
-def teach(
-    teacher: Model | None,
-    batch: Batch,
-    items: Sequence[Example],
-    lists: Sequence[tuple[list[int], list[float]]],
-) -> Tensor | None:
-    """A teacher's scores of the lists, (B, N), NaN where unknown; None where there are none.
-
-    They are computed where there is a network, else those that the examples carry.
-    """
-    if teacher is not None:
-        return list_logits(teacher, batch).masked_fill(~batch.valid, float("nan"))
-    if not any(item.taught for item in items):
-        return None
-    scores = torch.full(batch.valid.shape, float("nan"))
-    for row, (item, (texts, _)) in enumerate(zip(items, lists, strict=True)):
-        known = dict(zip([*item.golds, *item.candidates], item.taught, strict=False))
-        for place, text in enumerate(texts):
-            score = known.get(text)
-            if score is not None:
-                scores[row, place] = score
-    return scores.to(batch.valid.device)
 
 
 def average(optimiser: torch.optim.Optimizer, total: float, device: torch.device) -> float:
@@ -329,54 +297,6 @@ def passes(recipe: Recipe, lists: Sequence[tuple[list[int], list[float]]]) -> in
     return max(4, -(-texts // recipe.texts_per_pass)) if recipe.texts_per_pass else 4
 
 
-def list_logits(model: Model, batch: Batch) -> Tensor:
-    """The model's logits over the lists, (B, N)."""
-    return _list_logits(model, batch, model.encode_query(batch.query_ids, batch.query_mask))
-
-
-def dual_logits(model: BroadcastEncoder, batch: Batch) -> Tensor:
-    """The dual encoder's logits over the lists, (B, N)."""
-    read = model.encode_query(batch.query_ids, batch.query_mask)
-    return _own_lists(_dual_logits(model, batch, read), batch)
-
-
-def _own_lists(scores: Tensor, batch: Batch) -> Tensor:
-    """Of scores against all lists' texts, (B, B * N), those of each query's own, (B, N)."""
-    rows = torch.arange(len(scores))
-    return scores.view(len(scores), *batch.valid.shape)[rows, rows]
-
-
-def _list_logits(model: Model, batch: Batch, read: Any, again: bool = False) -> Tensor:
-    parts = [_run(again, model.score, read, c.ids, c.mask, c.owner) for c in batch.chunks]
-    return _at_their_places(batch, parts).view(batch.valid.shape)
-
-
-def _dual_logits(model: BroadcastEncoder, batch: Batch, read: Any, again: bool = False) -> Tensor:
-    """The dual encoder's logits of every query (B) against every list's texts, (B, B * N)."""
-    parts = [_run(again, model.dual_scores, read, c.ids, c.mask) for c in batch.chunks]
-    return _at_their_places(batch, parts).T
-
-
-def _run(again: bool, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Call a function; `again`: compute its states a second time for the gradients.
-
-    Only the scores of a chunk are kept until then, as in gradient caching (Gao et al. 2021,
-    arXiv 2101.06983): the loss over whole lists and batches is exact, and no more than one
-    chunk's states are in memory at a time.
-    """
-    if not again:
-        return function(*inputs)
-    scores: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return scores
-
-
-def _at_their_places(batch: Batch, parts: Sequence[Tensor]) -> Tensor:
-    """The chunks' rows in the order of the flattened lists; zeros where there is no text."""
-    order = torch.cat([chunk.place for chunk in batch.chunks])
-    rows = torch.cat(list(parts))
-    return rows.new_zeros(batch.valid.numel(), *rows.shape[1:]).index_put((order,), rows)
-
-
 def batch_loss(
     recipe: Recipe,
     model: Model,
@@ -393,7 +313,7 @@ def batch_loss(
     """
     read = model.encode_query(batch.query_ids, batch.query_mask)
     again = recipe.texts_per_pass > 0
-    logits = _list_logits(model, batch, read, again).float()
+    logits = score_lists(model, batch, read, again).float()
     fused = logits + first_stage * batch.first_stage * added[:, None]
     if recipe.loss == "softmax":
         loss = losses.listwise_softmax(fused, batch.gold, batch.valid)
@@ -414,8 +334,8 @@ def batch_loss(
         return loss
     if not isinstance(model, BroadcastEncoder):
         raise ValueError("distillation needs the broadcast architecture, which has a dual encoder")
-    scores = _dual_logits(model, batch, read, again).float()  # (B, B * N)
-    student = _own_lists(scores, batch)  # (B, N)
+    scores = score_all(model, batch, read, again).float()  # (B, B * N)
+    student = own_lists(scores, batch)  # (B, N)
     if recipe.distillation:
         teacher = logits.detach() if recipe.teacher == "static" else logits
         distance = losses.dynamic_distillation(student, teacher, batch.valid)

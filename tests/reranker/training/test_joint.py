@@ -20,8 +20,9 @@ from reranker.training.experiments import Arm, Interval
 from reranker.training.finish import export_trained
 from reranker.training.joint import ALONE, PAIR, START, joint_arms, joint_table, summarise
 from reranker.training.lists import make_batch
-from reranker.training.loop import batch_loss, dual_logits, list_logits, passes, train
+from reranker.training.loop import batch_loss, passes, train
 from reranker.training.prepare import prepare
+from reranker.training.scoring import dual_logits, list_logits
 from tests.reranker.conftest import SMALL, WORDS, random_encoder
 from tests.reranker.training.conftest import recipe_text
 

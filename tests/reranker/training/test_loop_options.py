@@ -23,12 +23,11 @@ from reranker.training.lists import draw_list, make_batch
 from reranker.training.loop import (
     dev_sample,
     find_processes,
-    list_logits,
     load_data,
-    teach,
     train,
 )
 from reranker.training.mining import Miner
+from reranker.training.scoring import list_logits
 from reranker.training.start import load_trained, new_model, some_layers
 from tests.reranker.training.conftest import prepared, recipe_text, records
 
@@ -221,22 +220,6 @@ def test_a_student_comes_to_score_like_its_teacher(data, backbone, teacher, tmp_
             total += float(losses.dynamic_distillation(theirs, ours, batch.valid))
         distance[weight] = total
     assert distance[20.0] < 0.8 * distance[0.0]
-
-
-def test_scores_that_examples_carry_are_found_by_text():
-    item = Example("s", "q", [7], [3, 4], [1.0, 0.0], [2.0], taught=[5.0, None, 1.5])
-
-    class Lists:
-        valid = torch.tensor([[True, True, True], [True, True, False]])
-
-    other = Example("s", "q", [1], [2], [0.0], [0.0])
-    lists = [([7, 4, 3], [0.0] * 3), ([1, 2], [0.0] * 2)]
-    scores = teach(None, Lists(), [item, other], lists)  # type: ignore[arg-type]
-    assert scores is not None
-    assert scores[0, :2].tolist() == [5.0, 1.5]
-    assert scores[0, 2].isnan()
-    assert scores[1].isnan().all()
-    assert teach(None, Lists(), [other, other], lists) is None  # type: ignore[arg-type]
 
 
 def free_port() -> int:

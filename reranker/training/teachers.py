@@ -1,0 +1,121 @@
+"""Who teaches besides the labels: a trained network, a bi-encoder, or scores stored beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from reranker.evaluation.baselines import load_bi_encoder, normalise
+from reranker.models.backbone import find_backbone
+from reranker.training.scoring import list_logits
+from reranker.training.start import Model, load_trained
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from reranker.evaluation.baselines import Encoder
+    from reranker.training.config import Recipe, TeacherConfig
+    from reranker.training.examples import Example
+    from reranker.training.lists import Batch
+
+Lists = list[tuple[list[int], list[float]]]
+
+
+class Teacher(Protocol):
+    """Scores lists that a student is to score alike."""
+
+    def scores(self, batch: Batch, chosen: Sequence[int], lists: Lists) -> Tensor | None:
+        """Scores of the batch's lists, (B, N), NaN where unknown; None where all are.
+
+        `chosen` are the lists' examples by number, `lists` their texts by place in the pool.
+        """
+
+
+def find_teacher(
+    recipe: Recipe, pool: list[str], items: list[Example], device: torch.device
+) -> Teacher:
+    """The teacher that the recipe names; without one, the scores that the examples carry."""
+    config = recipe.taught_by
+    if config is not None and config.encoder is not None:
+        # Short texts are encoded all at once, the few passages that are drawn as they come: one
+        # by one, so that their vectors do not depend on which come together.
+        at_once = recipe.task == "title"
+        encode = load_bi_encoder(find_backbone(config.encoder), batch_size=64 if at_once else 1)
+        return EncoderTeacher(config, encode, pool, items, at_once)
+    if config is not None and config.folder is not None:
+        _, model = load_trained(Path(config.folder), config.blend)
+        return NetworkTeacher(model.to(device).requires_grad_(False))
+    return StoredScores(items)
+
+
+class NetworkTeacher:
+    """A trained network, frozen; it reads the same tokens as the student."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def scores(self, batch: Batch, chosen: Sequence[int], lists: Lists) -> Tensor | None:
+        """See `Teacher`."""
+        return list_logits(self._model, batch).masked_fill(~batch.valid, float("nan"))
+
+
+class EncoderTeacher:
+    """A bi-encoder that was trained elsewhere: scale x cosine of its vectors."""
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        encode: Encoder,
+        pool: list[str],
+        items: list[Example],
+        at_once: bool,
+    ) -> None:
+        self._config, self._encode, self._pool, self._items = config, encode, pool, items
+        self._vectors: dict[int, NDArray[np.float32]] = {}  # place in the pool -> length 1
+        if at_once:
+            self._learn(range(len(pool)))
+
+    def scores(self, batch: Batch, chosen: Sequence[int], lists: Lists) -> Tensor | None:
+        """See `Teacher`."""
+        self._learn(dict.fromkeys(place for texts, _ in lists for place in texts))
+        asked = [self._config.query_prompt + self._items[i].query for i in chosen]
+        queries = normalise(self._encode(asked))
+        scores = np.full(batch.valid.shape, np.nan, dtype=np.float32)
+        for row, (query, (texts, _)) in enumerate(zip(queries, lists, strict=True)):
+            vectors = np.stack([self._vectors[place] for place in texts])
+            scores[row, : len(texts)] = self._config.scale * vectors @ query
+        return torch.from_numpy(scores).to(batch.valid.device)
+
+    def _learn(self, places: Sequence[int] | range | dict[int, None]) -> None:
+        new = [place for place in places if place not in self._vectors]
+        if new:
+            vectors = normalise(self._encode([self._pool[place] for place in new]))
+            self._vectors.update(zip(new, vectors, strict=True))
+
+
+class StoredScores:
+    """Scores that the examples carry (`Example.taught`), of their gold texts and candidates."""
+
+    def __init__(self, items: Sequence[Example]) -> None:
+        self._items = items
+
+    def scores(self, batch: Batch, chosen: Sequence[int], lists: Lists) -> Tensor | None:
+        """See `Teacher`."""
+        items = [self._items[i] for i in chosen]
+        if not any(item.taught for item in items):
+            return None
+        scores = torch.full(batch.valid.shape, float("nan"))
+        for row, (item, (texts, _)) in enumerate(zip(items, lists, strict=True)):
+            known = dict(zip([*item.golds, *item.candidates], item.taught, strict=False))
+            for place, text in enumerate(texts):
+                score = known.get(text)
+                if score is not None:
+                    scores[row, place] = score
+        return scores.to(batch.valid.device)

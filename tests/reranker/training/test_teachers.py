@@ -1,0 +1,132 @@
+"""Teachers: what they score, and what a student makes of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from reranker.evaluation.baselines import load_bi_encoder
+from reranker.models.backbone import load_backbone
+from reranker.training import losses
+from reranker.training.config import Recipe, TeacherConfig
+from reranker.training.examples import Example
+from reranker.training.lists import make_batch
+from reranker.training.loop import load_data, train
+from reranker.training.scoring import list_logits
+from reranker.training.start import load_trained
+from reranker.training.teachers import EncoderTeacher, StoredScores, find_teacher
+from tests.reranker.training.conftest import prepared, recipe_text
+
+
+def lists_of(*rows: list[int]) -> list[tuple[list[int], list[float]]]:
+    return [(row, [0.0] * len(row)) for row in rows]
+
+
+def batch_of(*sizes: int) -> SimpleNamespace:
+    """All that a teacher without a network looks at: which places of the lists are texts."""
+    width = max(sizes)
+    return SimpleNamespace(valid=torch.tensor([[i < n for i in range(width)] for n in sizes]))
+
+
+def test_scores_that_examples_carry_are_found_by_text():
+    item = Example("s", "q", [7], [3, 4], [1.0, 0.0], [2.0], taught=[5.0, None, 1.5])
+    other = Example("s", "q", [1], [2], [0.0], [0.0])
+    stored, lists = StoredScores([item, other]), lists_of([7, 4, 3], [1, 2])
+    scores = stored.scores(batch_of(3, 2), [0, 1], lists)  # type: ignore[arg-type]
+    assert scores is not None
+    assert scores[0, :2].tolist() == [5.0, 1.5]
+    assert scores[0, 2].isnan()
+    assert scores[1].isnan().all()
+    assert stored.scores(batch_of(2), [1], lists_of([1, 2])) is None  # type: ignore[arg-type]
+
+
+class Known:
+    """An encoder of vectors given by text; it remembers what it encoded."""
+
+    vectors: ClassVar = {
+        "one": [3.0, 0.0],
+        "two": [0.0, 2.0],
+        "both": [1.0, 1.0],
+        "find: one": [0.5, 0.0],
+    }
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+
+    def __call__(self, texts):
+        self.encoded += texts
+        return np.array([self.vectors[text] for text in texts], dtype=np.float32)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_bi_encoder_teaches_its_cosines(at_once):
+    encode = Known()
+    config = TeacherConfig(encoder="any", query_prompt="find: ", scale=10.0)
+    items = [Example("s", "one", [0], [1], [0.0], [0.0])]
+    teacher = EncoderTeacher(config, encode, ["one", "two", "both"], items, at_once)
+    assert encode.encoded == (["one", "two", "both"] if at_once else [])
+    lists = lists_of([0, 2, 1], [2])
+    scores = teacher.scores(batch_of(3, 1), [0, 0], lists)  # type: ignore[arg-type]
+    assert scores is not None
+    np.testing.assert_allclose(scores[0], [10.0, 10 / 2**0.5, 0.0], atol=1e-6)
+    np.testing.assert_allclose(scores[1], [10 / 2**0.5, np.nan, np.nan], atol=1e-6)
+    teacher.scores(batch_of(1), [0], lists_of([1]))  # type: ignore[arg-type]
+    assert sorted(text for text in encode.encoded if "find" not in text) == ["both", "one", "two"]
+
+
+def test_there_is_one_teacher():
+    sources = {"sources": [{"path": "x"}]}
+    both = {"folder": "runs/title", "encoder": "some/model"}
+    with pytest.raises(ValidationError, match="one teacher"):
+        Recipe.model_validate({"task": "title", "data": sources, "taught_by": both})
+    mined = {"augment": {}, "taught_by": {"encoder": "some/model"}}
+    with pytest.raises(ValidationError, match="mined lists"):
+        Recipe.model_validate({"task": "passage", "data": sources} | mined)
+
+
+@pytest.mark.parametrize("task", ["title", "passage"])
+def test_a_student_comes_to_score_like_a_bi_encoder(task, data, backbone, tmp_path):
+    def recipe_of(weight: float) -> str:
+        text = recipe_text(task, backbone, learning_rate="3e-3", with_first_stage="0.0")
+        return f'{text}\n[taught_by]\nencoder = "{backbone}"\nweight = {weight}\nscale = 30.0\n'
+
+    distance = {}
+    for weight in (0.0, 20.0):
+        recipe = prepared(tmp_path / str(weight), data, recipe_of(weight))
+        train(recipe, tmp_path / str(weight))
+        loaded = load_data(recipe, tmp_path / str(weight), load_backbone(recipe.backbone))
+        device = torch.device("cpu")
+        teacher = find_teacher(recipe, loaded.pool, loaded.dev, device)
+        _, student = load_trained(tmp_path / str(weight))
+        total = 0.0
+        for place, item in enumerate(loaded.dev):
+            lists = lists_of([*item.golds, *item.candidates])
+            batch = make_batch([loaded.dev_queries[place]], lists, [set()], loaded.texts, 2)
+            theirs = teacher.scores(batch, [place], lists)
+            assert theirs is not None
+            with torch.no_grad():
+                ours = list_logits(student, batch)
+            total += float(losses.dynamic_distillation(theirs, ours, batch.valid))
+        distance[weight] = total
+    assert distance[20.0] < 0.8 * distance[0.0]
+
+    # Stopped on the way and resumed: the same weights, bit for bit.
+    recipe = prepared(tmp_path / "again", data, recipe_of(20.0))
+    train(recipe, tmp_path / "again", stop_at=recipe.steps // 2)
+    train(recipe, tmp_path / "again")
+    _, again = load_trained(tmp_path / "again")
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_vector_does_not_depend_on_which_texts_come_together(backbone):
+    encode = load_bi_encoder(backbone, batch_size=1)
+    texts = ["merge sorted lists", "heap", "read the lines of files"]
+    together = encode(texts)
+    for text, vector in zip(texts, together, strict=True):
+        assert np.array_equal(encode([text])[0], vector)
