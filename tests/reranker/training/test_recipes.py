@@ -134,9 +134,13 @@ def shrunk(recipe: Recipe, backbone: Path, teacher: Path) -> Recipe:
         ),
     }
     if recipe.taught_by:
-        few = {"folder": str(teacher), "layers": [0]} if recipe.taught_by.layers else {}
+        few: dict[str, object] = {}
+        if recipe.taught_by.encoder:
+            few = {"encoder": str(backbone)}
+        elif recipe.taught_by.layers:
+            few = {"folder": str(teacher), "layers": [0]}
+            changes["model"] = model | {"layers": 1}
         changes["taught_by"] = recipe.taught_by.model_copy(update=few)
-        changes["model"] = model | {"layers": 1}
     if recipe.augment:
         small = {"every": 1, "first": 0, "labelled": 4, "made": 2, "pool": 30, "depth": 5}
         small |= {"unlabelled": min(recipe.augment.unlabelled, 2)}
