@@ -151,9 +151,26 @@ def choose(
     return Tuned(threads, cores, cache, depth, bool(fitting))
 
 
-def environment(tuned: Tuned, told: Sequence[str]) -> str:
+def best(choices: Sequence[tuple[Tuned, DepthTime]]) -> int:
+    """Which of several models' settings, each with the depth chosen for it, to take.
+
+    Of those within the budget the one of the best quality, else the first; where none is within
+    it, the fastest.
+    """
+
+    def worth(at: int) -> tuple[bool, float, int]:
+        tuned, time = choices[at]
+        within = tuned.within_budget
+        return within, (time.quality or 0.0) if within else -time.milliseconds, -at
+
+    return max(range(len(choices)), key=worth)
+
+
+def environment(tuned: Tuned, told: Sequence[str], model: Path | None = None) -> str:
     """The settings as a file that `titlecast serve --config` and shells read."""
     lines = [f"# {line}" for line in told]
+    if model is not None:
+        lines.append(f"TITLECAST_MODEL={model.absolute()}")
     lines += [
         f"TITLECAST_THREADS={tuned.threads}",
         f"TITLECAST_MAX_CONCURRENT={tuned.max_concurrent}",

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 
-from reranker.runtime import Graph, layouts
+from reranker.runtime import Crew, Graph, layouts, lower_feed, to_runtime
 from reranker.stages import SHIPPED
 from reranker.tokens import Tokenizer
 
@@ -40,9 +39,10 @@ class DualEncoder:
             )
         self.config = json.loads((folder / "config.json").read_text("utf-8"))
         self.name = str(self.config["name"])
-        self._query = Graph(folder / "query.onnx", threads)
-        self._lower = Graph(folder / "lower.onnx", threads)
-        self._dual = Graph(folder / "dual.onnx", threads)
+        self._query = Graph(folder / "query.onnx")
+        self._lower = Graph(folder / "lower.onnx")
+        self._dual = Graph(folder / "dual.onnx")
+        self._crew = Crew(threads)
         self._tokenizer = Tokenizer(folder / "tokenizer.json")
         self.dimensions = len(self._pooled(self._tokenizer.encode(["a"], 3)[0].ids))
 
@@ -92,35 +92,28 @@ class DualEncoder:
         rows = [item.windows[0] for item in windowed]
         vectors = np.empty((len(rows), self.dimensions), dtype=np.float32)
         lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-        for layout in layouts(lengths):
+
+        def encode(layout: Layout) -> None:
             vectors[layout.places] = self._run([rows[i] for i in layout.places], layout)
+
+        self._crew.each(encode, layouts(lengths, self._crew.threads))
         return vectors
 
     def _run(self, rows: Sequence[Row], layout: Layout) -> NDArray[np.float32]:
         """Vectors (n, H) of one batch."""
-        ids = np.zeros(layout.owner.shape, dtype=np.int64)
-        ids.flat[layout.flat] = np.concatenate(rows)
-        places = np.zeros_like(ids)
-        places.flat[layout.flat] = layout.places_in_text
-        owner = _value(layout.owner)
-        lower = {"ids": _value(ids), "places": _value(places), "owner": owner}
+        lower = lower_feed(rows, layout)
         states = self._lower.run(["states"], lower)[0]
-        upper = {"states": states, "owner": owner, "starts": _value(layout.starts)}
+        upper = {"states": states, "owner": lower["owner"], "starts": to_runtime(layout.starts)}
         found: NDArray[np.float32] = self._dual.run(["vectors"], upper)[0].numpy()
         return found
 
     def _pooled(self, ids: Row) -> NDArray[np.float32]:
         """The mean state (H,) of one query."""
-        found: NDArray[np.float32] = self._query.run(["pooled"], {"ids": _value(ids[None, :])})[
-            0
-        ].numpy()[0]
+        pooled = self._query.run(["pooled"], {"ids": to_runtime(ids[None, :])})[0]
+        found: NDArray[np.float32] = pooled.numpy()[0]
         return found
 
 
 def _say_cut(what: str, cut: int, number: int) -> None:
     if cut:
         log.info("of %d of %d %s only the beginning was read", cut, number, what)
-
-
-def _value(array: NDArray[np.int64]) -> onnxruntime.OrtValue:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

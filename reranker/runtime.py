@@ -8,16 +8,22 @@ computed for padding.
 
 A broadcasting model's lower layers see the text alone: what they make of a text can be kept in
 a `Cache`: it is what they would make of it again, in the precision they hand it on in any case.
+
+Each run of a graph has one thread. Cores share a search by batches (`Crew`): to share every
+product instead, threads would have to be woken hundreds of times a search, which takes as long
+as the products of a short list.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 import os
 import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -25,20 +31,25 @@ import onnxruntime
 from reranker.lru import Cache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
     Row = NDArray[np.int64]
 
-# A batch is closed where the next, longer text would make this share of it padding, ...
-_MOST_PADDING = 0.1
-# ... but not before it is worth a call into the runtime.
+T = TypeVar("T")
+
+# What a call into the runtime costs beside its tokens, in tokens: a batch that would have more
+# padding than this is better two.
+_CALL_TOKENS = 10
+# Short texts of one length are a batch of their own where packing would waste more than a call.
 _LEAST_TOKENS = 192
-# A batch's states should stay in the cores' caches: one core took a tenth less time for a list in
-# batches of 640 than of 2048. Many cores need more tokens to share among them.
-_MOST_TOKENS = 768
-_MOST_TOKENS_A_THREAD = 384
+# A batch's states should stay in a core's cache: in batches of 96 to 768 tokens a token took the
+# same time, in batches of 1536 a tenth more.
+_MOST_TOKENS = 512
+# Less than this is not worth waking another core for.
+_SHARED_TOKENS = 32
 # Rows in which short texts are packed. A token attends within its own text, but all of a row is
 # computed: wider rows have less padding and more attention for nothing.
 _PACKED_WIDTHS = (16, 32)
@@ -57,14 +68,18 @@ class Model(Protocol):
 
 
 class BroadcastModel:
-    """The broadcasting encoder: `query.onnx` once a search, `lower` and `upper` once a batch."""
+    """The broadcasting encoder: `query.onnx` once a search, `lower` and `upper` once a batch.
+
+    The lower layers do not see the query, so that one core reads it while others begin with the
+    texts.
+    """
 
     def __init__(
         self, folder: Path, threads: int | None = None, cache: Cache | None = None
     ) -> None:
-        self._query = Graph(folder / "query.onnx", threads)
-        self._lower = Graph(folder / "lower.onnx", threads)
-        self._upper = Graph(folder / "upper.onnx", threads)
+        self._query = Graph(folder / "query.onnx")
+        self._lower = Graph(folder / "lower.onnx")
+        self._upper = Graph(folder / "upper.onnx")
         self._reads = self._query.outputs
         facts = self._lower.facts
         self._after_query = facts["places"] == "query"
@@ -72,25 +87,44 @@ class BroadcastModel:
         # keeping.
         worth = not self._after_query and int(facts["first_query_layer"]) > 0
         self._cache = cache if cache is not None and cache.enabled and worth else None
-        self._most = most_tokens(threads)
+        self._crew = Crew(threads)
 
-    def read(self, query: Row) -> dict[str, Any]:
+    def read(self, query: Row) -> Later[dict[str, Any]]:
         """All that the texts need of a query, kept where the runtime has it."""
-        feed = {"ids": _value(query[None, :])}
-        return dict(zip(self._reads, self._query.run(self._reads, feed), strict=True))
+        feed = {"ids": to_runtime(query[None, :])}
+        return Later(
+            lambda: dict(zip(self._reads, self._query.run(self._reads, feed), strict=True))
+        )
 
-    def score(self, query: dict[str, Any], rows: Sequence[Row]) -> NDArray[np.float32]:
+    def score(self, query: Later[dict[str, Any]], rows: Sequence[Row]) -> NDArray[np.float32]:
         """Logits (n,); the query's states are handed to every batch as they are."""
         scores = np.empty(len(rows), dtype=np.float32)
-        first = int(query["keys"].shape()[-1]) if self._after_query else 0
-        for layout in layouts(_lengths(rows), self._most):
+        first = int(query.get()["keys"].shape()[-1]) if self._after_query else 0
+        begun: list[tuple[Layout, Any]] = []  # before the query was read
+
+        def begin(layout: Layout | None) -> None:
+            if layout is None:
+                query.get()
+                return
+            states = self._states([rows[place] for place in layout.places], layout, first)
+            if query.done():
+                finish((layout, states))
+            else:
+                begun.append((layout, states))
+
+        def finish(part: tuple[Layout, Any]) -> None:
+            layout, states = part
             feed = {
-                **query,
-                "states": self._states([rows[place] for place in layout.places], layout, first),
-                "owner": _value(layout.owner),
-                "starts": _value(layout.starts),
+                **query.get(),
+                "states": states,
+                "owner": to_runtime(layout.owner),
+                "starts": to_runtime(layout.starts),
             }
             scores[layout.places] = self._upper.run(["scores"], feed)[0].numpy()
+
+        parts = layouts(_lengths(rows), self._crew.threads)
+        self._crew.each(begin, [None, *parts])
+        self._crew.each(finish, begun)
         return scores
 
     def _states(self, rows: Sequence[Row], layout: Layout, first: int) -> Any:
@@ -104,7 +138,7 @@ class BroadcastModel:
             value = self._run_lower(rows, layout, first)
             self._keep(keys, value.numpy(), layout)
             return value
-        for part in layouts(_lengths([rows[place] for place in missing]), self._most):
+        for part in layouts(_lengths([rows[place] for place in missing])):
             places = [missing[place] for place in part.places]
             made = self._run_lower([rows[place] for place in places], part, first).numpy()
             found = self._keep([keys[place] for place in places], made, part)
@@ -113,15 +147,10 @@ class BroadcastModel:
         tokens = np.concatenate(kept)  # (T, H)
         states = np.zeros((layout.owner.size, tokens.shape[1]), dtype=tokens.dtype)
         states[layout.flat] = tokens
-        return _value(states)
+        return to_runtime(states)
 
     def _run_lower(self, rows: Sequence[Row], layout: Layout, first: int) -> Any:
-        ids = np.zeros(layout.owner.shape, dtype=np.int64)
-        ids.flat[layout.flat] = np.concatenate(rows)
-        places = np.zeros_like(ids)
-        places.flat[layout.flat] = layout.places_in_text + first
-        feed = {"ids": _value(ids), "places": _value(places), "owner": _value(layout.owner)}
-        return self._lower.run(["states"], feed)[0]
+        return self._lower.run(["states"], lower_feed(rows, layout, first))[0]
 
     def _keep(self, keys: Sequence[bytes], states: NDArray[Any], layout: Layout) -> list[Any]:
         """Cut the states (R*W, H) of a batch into texts, keep and return them."""
@@ -141,8 +170,8 @@ class PairModel:
     """The pairwise cross-encoder: query and text together, once per text."""
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
-        self._pairs = Graph(folder / "pairs.onnx", threads)
-        self._most = most_tokens(threads)
+        self._pairs = Graph(folder / "pairs.onnx")
+        self._crew = Crew(threads)
 
     def read(self, query: Row) -> Row:
         """Nothing of a query can be computed ahead."""
@@ -152,14 +181,18 @@ class PairModel:
         """Logits (n,) of `[CLS] query [SEP] text [SEP]`."""
         scores = np.empty(len(rows), dtype=np.float32)
         joined = [np.concatenate([query, row[1:]]) for row in rows]
-        for places, ids, lengths in batches(joined, self._most):
+
+        def run(batch: Batch) -> None:
+            places, ids, lengths = batch
             types = (np.arange(ids.shape[1]) >= len(query)).astype(np.int64)
             feed = {
-                "ids": _value(ids),
-                "types": _value(np.broadcast_to(types, ids.shape)),
-                "lengths": _value(lengths),
+                "ids": to_runtime(ids),
+                "types": to_runtime(np.broadcast_to(types, ids.shape)),
+                "lengths": to_runtime(lengths),
             }
             scores[places] = self._pairs.run(["scores"], feed)[0].numpy()
+
+        self._crew.each(run, batches(joined, self._crew.threads))
         return scores
 
 
@@ -192,22 +225,24 @@ def first_query_layer(folder: Path) -> int:
     """How many layers of a broadcasting model are a graph of their own, without the query."""
     if not (folder / "lower.onnx").is_file():
         return 0
-    facts = open_session(folder / "lower.onnx", 1).get_modelmeta().custom_metadata_map
+    facts = open_session(folder / "lower.onnx").get_modelmeta().custom_metadata_map
     return int(facts["first_query_layer"])
 
 
 class Load:
-    """How many graphs run at this moment in the process."""
+    """How many threads of the process compute at this moment."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.running = 0
 
-    def enter(self) -> bool:
-        """Count one more; whether it runs alone."""
+    def enter(self, most: float = math.inf) -> bool:
+        """Count one more, unless `most` run already; whether it was counted."""
         with self._lock:
+            if self.running >= most:
+                return False
             self.running += 1
-            return self.running == 1
+            return True
 
     def leave(self) -> None:
         """Count one less."""
@@ -218,57 +253,109 @@ class Load:
 LOAD = Load()
 
 
-class Graph:
-    """One exported graph, safe to run from several threads at once.
+class Later(Generic[T]):
+    """What the first `get` computes, once; from any thread."""
 
-    A run that has the machine for itself takes all `threads` (None: every core this process may
-    use). Where another runs already it takes one: several searches at a time get more done each
-    on its own core than sharing all of them.
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute = compute
+        self._lock = threading.Lock()
+        self._found: list[T] = []
+
+    def done(self) -> bool:
+        """Whether it is there."""
+        return bool(self._found)
+
+    def get(self) -> T:
+        """Compute it, or wait for the thread that does."""
+        with self._lock:
+            if not self._found:
+                self._found.append(self._compute())
+        return self._found[0]
+
+
+class Crew:
+    """Cores that share a search's batches, as far as nothing else of the process computes.
+
+    A search that is alone takes all `threads` (None: every core this process may use). Where
+    others run already it keeps to its caller's: several searches at a time get more done each on
+    its own core than sharing all of them.
     """
 
-    def __init__(self, path: Path, threads: int | None = None, load: Load = LOAD) -> None:
-        threads = threads or usable_cores()
+    def __init__(self, threads: int | None = None, load: Load = LOAD) -> None:
+        self.threads = threads or usable_cores()
         self._load = load
-        self._alone = open_session(path, threads)
-        self._among = open_session(path, 1) if threads > 1 else self._alone
+        self._pool = ThreadPoolExecutor(self.threads, "titlecast")  # started when first used
+
+    def each(self, run: Callable[[T], object], parts: Iterable[T]) -> None:
+        """Run all parts, in this thread and in those that are free. Raises what a part raised."""
+        left = deque(parts)
+        helpers: list[Future[None]] = []
+        self._load.enter()
+        try:
+            while left:
+                for _ in range(len(left) - 1):
+                    if not self._load.enter(self.threads):
+                        break
+                    helpers.append(self._pool.submit(self._help, run, left))
+                self._next(run, left)
+        finally:
+            left.clear()
+            self._load.leave()
+            for helper in helpers:
+                if helper.cancel():  # it found no thread in time
+                    self._load.leave()
+            wait(helpers)
+        for helper in helpers:
+            if not helper.cancelled():
+                helper.result()
+
+    def _help(self, run: Callable[[T], object], left: deque[T]) -> None:
+        try:
+            while left and self._load.running <= self.threads:
+                self._next(run, left)
+        finally:
+            self._load.leave()
+
+    @staticmethod
+    def _next(run: Callable[[T], object], left: deque[T]) -> None:
+        try:
+            part = left.popleft()
+        except IndexError:  # another took the last
+            return
+        run(part)
+
+
+class Graph:
+    """One exported graph, safe to run from several threads at once, each run in its caller's."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = open_session(path)
 
     @property
     def facts(self) -> dict[str, str]:
         """What its export wrote beside it."""
-        found: dict[str, str] = self._alone.get_modelmeta().custom_metadata_map
+        found: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         return found
 
     @property
     def outputs(self) -> list[str]:
         """The names of what it gives."""
-        return [output.name for output in self._alone.get_outputs()]
+        return [output.name for output in self._session.get_outputs()]
 
     def run(self, outputs: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
         """Values of the runtime in and out; nothing is copied."""
-        with self.session() as session:
-            found: list[Any] = session.run_with_ort_values(outputs, feed)
+        found: list[Any] = self._session.run_with_ort_values(outputs, feed)
         return found
 
-    @contextlib.contextmanager
-    def session(self) -> Iterator[onnxruntime.InferenceSession]:
-        """The session that fits the load, which it counts for."""
-        alone = self._load.enter()
-        try:
-            yield self._alone if alone else self._among
-        finally:
-            self._load.leave()
 
-
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """A session on the CPU with this number of threads."""
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU, without threads of its own."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # A plan for the memory of every shape seen would be kept for ever, and shapes do not repeat.
     options.enable_mem_pattern = False
-    # Waiting threads must not burn the cores of the search engine beside them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(
         str(path),
         options,
@@ -295,40 +382,45 @@ class Layout(NamedTuple):
     places_in_text: NDArray[np.int64]  # (T,)
 
 
-def most_tokens(threads: int | None) -> int:
-    """How many tokens a batch has at most, with so many threads; None: all cores."""
-    return max(_MOST_TOKENS, _MOST_TOKENS_A_THREAD * (threads or usable_cores()))
+def layouts(lengths: NDArray[np.int64], threads: int = 1) -> list[Layout]:
+    """Lay texts of the given lengths (n,), each at least 1, into batches, the largest first.
 
-
-def layouts(lengths: NDArray[np.int64], most: int = _MOST_TOKENS) -> Iterator[Layout]:
-    """Lay texts of the given lengths (n,), each at least 1, into batches of `most` tokens.
-
-    Every text is in exactly one, in one row; a batch of one row may be larger. Of texts of up to
+    Every text is in exactly one, in one row; there is work for so many threads. Of texts of up to
     `_PACKED_WIDTHS[-1]` tokens those of one length are batched where they are enough for a call,
     which leaves nothing to compute for nothing; the others share rows. Longer ones have a row
     each, beside texts of similar length.
     """
+    found: list[Layout] = []
     rest: list[int] = []
     for length in np.unique(lengths[lengths <= _PACKED_WIDTHS[-1]]).tolist():
-        same = np.flatnonzero(lengths == length)
+        same = np.flatnonzero(lengths == length).tolist()
         if len(same) * length < _LEAST_TOKENS:
-            rest += same.tolist()
-            continue
-        parts = -(-len(same) // max(1, most // length))
-        for group in np.array_split(same, parts):
-            yield _layout(lengths, [[place] for place in group.tolist()], length)
+            rest += same
+        else:
+            found += _cut(lengths, [[place] for place in same], length, threads)
     if rest:
         left = lengths[rest]
         width = next(width for width in _PACKED_WIDTHS if width >= left.max())
-        rows = pack(left, width)
-        parts = -(-len(rows) // max(1, most // width))  # of about the same size
-        for part in range(parts):
-            mine = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
-            yield _layout(lengths, [[rest[at] for at in row] for row in mine], width)
+        width = min(width, int(left.sum()))
+        rows = [[rest[at] for at in row] for row in pack(left, width)]
+        found += _cut(lengths, rows, width, threads)
     long = np.flatnonzero(lengths > _PACKED_WIDTHS[-1])
-    for alike in _similar(lengths[long], most):
-        places = long[alike]
-        yield _layout(lengths, [[place] for place in places.tolist()], int(lengths[places].max()))
+    for alike in _similar(lengths[long], threads):
+        places = long[alike].tolist()
+        found.append(_layout(lengths, [[place] for place in places], int(lengths[places].max())))
+    return sorted(found, key=lambda layout: -layout.owner.size)
+
+
+def _cut(
+    lengths: NDArray[np.int64], rows: list[list[int]], width: int, threads: int
+) -> Iterator[Layout]:
+    """Batches of about the same size, as many for each thread."""
+    size = len(rows) * width
+    parts = threads * -(-size // (threads * _MOST_TOKENS))
+    parts = max(1, min(parts, size // _SHARED_TOKENS, len(rows)))
+    for part in range(parts):
+        mine = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
+        yield _layout(lengths, mine, width)
 
 
 def pack(lengths: NDArray[np.int64], width: int) -> list[list[int]]:
@@ -370,36 +462,49 @@ def _layout(lengths: NDArray[np.int64], rows: list[list[int]], width: int) -> La
     return Layout(places, mine, first, owner, flat, within)
 
 
-def batches(
-    rows: Sequence[Row], most: int = _MOST_TOKENS
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Cut rows into batches of similar length: (places (b,), ids (b, T), lengths (b,)).
+def lower_feed(rows: Sequence[Row], layout: Layout, first: int = 0) -> dict[str, Any]:
+    """What the graph of the lower layers reads of a batch; positions count from `first`."""
+    ids = np.zeros(layout.owner.shape, dtype=np.int64)
+    ids.flat[layout.flat] = np.concatenate(rows)
+    places = np.zeros_like(ids)
+    places.flat[layout.flat] = layout.places_in_text + first
+    return {"ids": to_runtime(ids), "places": to_runtime(places), "owner": to_runtime(layout.owner)}
 
-    Every row is in exactly one batch; `places` are its positions in `rows`.
+
+class Batch(NamedTuple):
+    """Texts of similar length, padded to the longest."""
+
+    places: NDArray[np.int64]  # (b,), which texts
+    ids: NDArray[np.int64]  # (b, T)
+    lengths: NDArray[np.int64]  # (b,)
+
+
+def batches(rows: Sequence[Row], threads: int = 1) -> Iterator[Batch]:
+    """Cut rows into batches of similar length, with work for so many threads.
+
+    Every row is in exactly one batch.
     """
     lengths = _lengths(rows)
-    for places in _similar(lengths, most):
+    for places in _similar(lengths, threads):
         ids = np.zeros((len(places), int(lengths[places].max())), dtype=np.int64)
         for at, place in enumerate(places):
             ids[at, : lengths[place]] = rows[place]
-        yield places, ids, lengths[places]
+        yield Batch(places, ids, lengths[places])
 
 
-def _similar(lengths: NDArray[np.int64], most: int) -> Iterator[NDArray[np.int64]]:
+def _similar(lengths: NDArray[np.int64], threads: int) -> Iterator[NDArray[np.int64]]:
     """Places of texts of similar lengths, each in exactly one group."""
+    most = min(_MOST_TOKENS, max(_SHARED_TOKENS, int(lengths.sum()) // threads))
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):
-        end, tokens = start, 0
+        end = start + 1
+        waste = 0
         while end < len(order):
             width = int(lengths[order[end]])
-            padded = (end - start + 1) * width
-            if end > start and padded > most:
+            waste += (end - start) * (width - int(lengths[order[end - 1]]))
+            if (end - start + 1) * width > most or waste > _CALL_TOKENS:
                 break
-            waste = padded - tokens - width
-            if tokens >= _LEAST_TOKENS and waste > _MOST_PADDING * padded:
-                break
-            tokens += width
             end += 1
         yield order[start:end]
         start = end
@@ -409,5 +514,6 @@ def _lengths(rows: Sequence[Row]) -> NDArray[np.int64]:
     return np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
 
 
-def _value(array: NDArray[Any]) -> Any:
+def to_runtime(array: NDArray[Any]) -> Any:
+    """An array as the runtime takes it, without a copy."""
     return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

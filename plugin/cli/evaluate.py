@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
 
 import typer
 from rich.console import Console
@@ -23,7 +23,15 @@ from reranker.evaluation.contamination import fingerprint
 from reranker.evaluation.contamination import trained_on as fingerprints_of
 from reranker.evaluation.hybrid import RRF_CONSTANT, DenseIndex, Hybrid, kept_vectors
 from reranker.evaluation.measures import measure_rankings
-from reranker.evaluation.reports import DepthPoint, Report, Row, measure_runs, sweep_depths
+from reranker.evaluation.reports import (
+    Comparison,
+    DepthPoint,
+    Report,
+    Row,
+    compare_runs,
+    measure_runs,
+    sweep_depths,
+)
 from reranker.evaluation.runs import (
     Reranker,
     Reranking,
@@ -40,6 +48,9 @@ from reranker.evaluation.runs import first_stage as search_all
 from reranker.evaluation.split import side
 from reranker.evaluation.trec import read_run, write_run
 from reranker.stages import SHIPPED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _PAGE_MEASURES = "KILT-Rprec,KILT-R@5,R@5,R@20"
 _PASSAGE_MEASURES = "nDCG@10,RR@10,R@20,R@100"
@@ -156,6 +167,12 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder of the models, or of one stage's. (default: those shipped)"),
     ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="The models before: a folder like --model's, compared over the same candidates."
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of our models.")] = None,
     stop_words: Annotated[
         bool, typer.Option(help="Whether BM25 leaves out English stop words.")
@@ -175,12 +192,15 @@ def evaluate(
 
     Rows after the first are compared with it: p is that of a paired randomisation test.
     Intervals are 95 % bootstrap intervals over the queries. `ceiling` ranks the same
-    candidates as well as they can be.
+    candidates as well as they can be. `--against` adds a table of what another folder's models
+    make of them, with the difference query by query, its interval and its p.
     """
     if run and first_stage is not FirstStage.bm25:
         raise CommandError("--run gives the candidates itself; leave --first-stage out.")
     if plot and stage is not Stage.cascade:
         raise CommandError("--plot draws passage depths; add --stage cascade.")
+    if against and stage is Stage.bm25:
+        raise CommandError("--against compares our stages; choose another --stage than bm25.")
     console = Console()
     try:
         if plot:
@@ -192,11 +212,13 @@ def evaluate(
         names = [name.strip() for name in (measures or default).split(",") if name.strip()]
         measure_rankings({}, {}, {}, names, [])  # a misspelt measure shows before the work
         judged = len(collection.judged)
-        seen = None if trained_on or stage is Stage.bm25 else fingerprints_of(model or SHIPPED)
+        folders = [model or SHIPPED, *([against] if against else [])]
+        seen: set[int] = set()
+        if not trained_on and stage is not Stage.bm25:
+            seen = set().union(*(fingerprints_of(folder) or () for folder in folders))
         collection = collection.only(
             lambda text: (
-                not (seen and fingerprint(text) in seen)
-                and (split is Split.all or side(text) == split.value)
+                fingerprint(text) not in seen and (split is Split.all or side(text) == split.value)
             )
         )
         left_out = judged - len(collection.judged)
@@ -208,6 +230,9 @@ def evaluate(
             )
         loaded = _load(stage, model, threads)
         models = {"reranker": loaded.name} if loaded.name else {}
+        other = _load(stage, against, threads) if against else None
+        if other:
+            models["before"] = other.name
         title_only = collection.pages or stage is Stage.title
 
         first = _first_stage(collection, run, candidates, stop_words, stem)
@@ -227,6 +252,8 @@ def evaluate(
                 models["bi-encoder"] = baseline_model or "all-MiniLM-L6-v2"
                 runs |= _bi_encoder(bench, first.name, baseline_model, title_only, fusion_weight)
             ours = _ours(bench, stage, passage_depth, loaded)
+            before = _ours(bench, stage, passage_depth, other, "before: ") if other else {}
+            after = dict(ours)
             if stage is Stage.passage and ours:
                 (alone,) = ours.values()
                 both = fuse([bench.candidates, alone[0]], [1 - fusion_weight, fusion_weight])
@@ -236,6 +263,7 @@ def evaluate(
         runs["ceiling"] = (oracle(first.run, collection), None)
 
         rows = measure_runs(collection, runs, names, seed)
+        comparisons = compare_runs(collection, before, after, names, seed) if other else []
         points: list[DepthPoint] = []
         if plot and loaded.cascade:
             swept = [depth for depth in _DEPTHS if depth <= candidates]
@@ -255,8 +283,11 @@ def evaluate(
         rows=rows,
         models=models,
         depths=points,
+        comparisons=comparisons,
     )
     console.print(_table(report, names))
+    if comparisons:
+        console.print(_comparison_table(comparisons, names))
     console.print(_summary(report), highlight=False, soft_wrap=True)
     if save_run:
         write_run(save_run, last)
@@ -397,7 +428,7 @@ def _load(stage: Stage, folder: Path | None, threads: int | None) -> _Models:
     return _Models(cascade.name, title=cascade.title, cascade=cascade)
 
 
-def _ours(bench: _Bench, stage: Stage, depth: int, models: _Models) -> _Runs:
+def _ours(bench: _Bench, stage: Stage, depth: int, models: _Models, task: str = "") -> _Runs:
     """Run our stages, as far as was asked."""
     rerankers: dict[str, Reranker] = {}
     if models.title:
@@ -410,7 +441,7 @@ def _ours(bench: _Bench, stage: Stage, depth: int, models: _Models) -> _Runs:
             rerankers[f"cascade ({depth})"] = by_cascade(models.cascade, depth)
     runs: _Runs = {}
     for name, reranker in rerankers.items():
-        reranking = bench.rerank(name, reranker)
+        reranking = bench.rerank(f"{task}{name}", reranker)
         runs[name] = (reranking.run, reranking.mean_milliseconds)
     return runs
 
@@ -429,12 +460,34 @@ def _table(report: Report, measures: list[str]) -> Table:
     return table
 
 
+def _comparison_table(comparisons: Sequence[Comparison], measures: Sequence[str]) -> Table:
+    table = Table(title="before and after, over the same candidates")
+    table.add_column("run", no_wrap=True)
+    for measure in measures:
+        table.add_column(measure, justify="right")
+    table.add_column("ms/query", justify="right")
+    for one in comparisons:
+        cells = []
+        for measure in measures:
+            change = one.difference[measure]
+            cells.append(
+                f"{100 * one.before[measure]:.1f} -> {100 * one.after[measure]:.1f}\n"
+                f"{100 * change.mean:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})\n"
+                f"{_p(change.p)}"
+            )
+        times = " -> ".join("" if time is None else f"{time:.1f}" for time in one.milliseconds)
+        table.add_row(one.name, *cells, times)
+    return table
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
 def _cell(row: Row, measure: str) -> str:
     estimate = row.estimates[measure]
     interval = f"{100 * estimate.mean:.1f}\n{100 * estimate.low:.1f}–{100 * estimate.high:.1f}"
-    if estimate.p is None:
-        return interval
-    return f"{interval}\np " + ("< 0.001" if estimate.p < 0.001 else f"{estimate.p:.3f}")
+    return f"{interval}\n{_p(estimate.p)}".rstrip()
 
 
 def _summary(report: Report) -> str:

@@ -40,7 +40,7 @@ def serve(
         Path | None, typer.Option(help="A model folder. (default: the shipped models)")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of one model run. (default: every core)")
+        int | None, typer.Option(min=1, help="Threads of one search. (default: every core)")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that share the port. (default: 1)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from plugin.tuning import (
     ThreadPoint,
     Tuned,
     Window,
+    best,
     bytes_per_title,
     choose,
     environment,
@@ -29,10 +30,10 @@ from plugin.tuning import (
 from reranker import Cascade, Hit
 from reranker.evaluation import plots
 from reranker.evaluation.bm25 import BM25
+from reranker.evaluation.collections import Collection, read_collection
 from reranker.evaluation.collections import Document as Judged
-from reranker.evaluation.collections import read_collection
 from reranker.evaluation.reports import DepthPoint, sweep_depths
-from reranker.evaluation.runs import first_stage
+from reranker.evaluation.runs import Run, first_stage
 from reranker.runtime import usable_cores
 
 _MEASURE = "nDCG@10"
@@ -51,19 +52,26 @@ def tune(
     beir: Annotated[
         Path | None, typer.Option(help="A judged BEIR folder: quality is measured, too.")
     ] = None,
+    queries: Annotated[
+        str | None, typer.Option(help="Which of the folder's query sets or splits.")
+    ] = None,
     index: Annotated[
         str | None, typer.Option(help="An index to draw texts from. (default: Python's docs)")
     ] = None,
     title_field: Annotated[str, typer.Option(help="The index's field of titles.")] = "title",
     passage_field: Annotated[str, typer.Option(help="The index's field of passages.")] = "passage",
     model: Annotated[
-        Path | None, typer.Option(help="A model folder. (default: the shipped models)")
+        list[Path] | None,
+        typer.Option(
+            help="A model folder. Of several the best within the budget is chosen: name the best "
+            "first. (default: the shipped models; repeatable)"
+        ),
     ] = None,
     budget_ms: Annotated[
         float, typer.Option(min=1, help="What reranking may add to a search, in milliseconds.")
     ] = 200.0,
     candidates: Annotated[int, typer.Option(min=1, help="Hits whose titles are read.")] = 100,
-    queries: Annotated[int, typer.Option(min=1, help="Searches to measure with.")] = 8,
+    searches: Annotated[int, typer.Option(min=1, help="Searches to measure with.")] = 8,
     plot: Annotated[
         Path | None, typer.Option(help="Draw quality against depth and time; needs --beir.")
     ] = None,
@@ -74,6 +82,8 @@ def tune(
     within the budget is a pipeline's option, which is printed. Measure on a machine that does
     what it will do when it serves.
     """
+    if queries and not beir:
+        raise CommandError("--queries names a query set of a judged folder: add --beir")
     if beir and index:
         raise CommandError("give --beir or --index, not both")
     if plot and not beir:
@@ -82,59 +92,84 @@ def tune(
     try:
         if plot:
             plots.require_matplotlib()
-        points: list[DepthPoint] = []
         cores = usable_cores()
         depths = [depth for depth in DEPTHS if depth <= candidates]
+        judged: _Judged | None = None
         if beir:
-            windows, titles, points = _judged(beir, model, candidates, queries, depths, plot)
+            judged = _judged(beir, queries, candidates, searches)
+            windows, titles = judged.windows, judged.titles
         elif index:
             windows, titles = _from_index(
-                url, index, title_field, passage_field, candidates, queries
+                url, index, title_field, passage_field, candidates, searches
             )
         else:
-            windows, titles = _from_python(candidates, queries)
-    except ImportError as error:  # an extra is missing; the message says which
+            windows, titles = _from_python(candidates, searches)
+    except (ImportError, ValueError) as error:  # an extra is missing, or texts: it says which
         raise CommandError(str(error)) from error
 
-    threads = measure_threads(model, windows, cores, depth=min(10, candidates), rounds=1)
-    cascade = Cascade.load(model)
-    title_bytes = bytes_per_title(cascade, windows)
-    times = [DepthTime(depth, measure_depth(cascade, windows, depth)) for depth in depths]
-    if points:
-        quality = {point.depth: point.estimates[_MEASURE].mean for point in points}
-        times = [time._replace(quality=quality[time.depth]) for time in times]
-    tuned = choose(threads, times, title_bytes, titles, cores, budget_ms)
-    told = _told(tuned, len(windows), candidates, budget_ms, threads, times)
-    out.write_text(environment(tuned, told), "utf-8")
-    console.print(_table(threads, times))
+    models: list[Path | None] = [*model] if model else [None]
+    pages = []
+    for folder in models:
+        threads = measure_threads(folder, windows, cores, depth=min(10, candidates), rounds=1)
+        cascade = Cascade.load(folder)
+        title_bytes = bytes_per_title(cascade, windows)
+        times = [DepthTime(depth, measure_depth(cascade, windows, depth)) for depth in depths]
+        points: list[DepthPoint] = []
+        if judged:
+            points = sweep_depths(cascade, judged.run, judged.collection, depths, [_MEASURE])
+            quality = {point.depth: point.estimates[_MEASURE].mean for point in points}
+            times = [time._replace(quality=quality[time.depth]) for time in times]
+        tuned = choose(threads, times, title_bytes, titles, cores, budget_ms)
+        pages.append(_Page(folder, cascade.name, threads, times, points, tuned))
+        console.print(_table(cascade.name, threads, times))
+    page = pages[best([(page.tuned, page.chosen) for page in pages])]
+    if plot and judged:
+        plots.draw_depths(plot, page.points, _MEASURE, judged.collection.name)
+    told = _told(page, len(windows), candidates, budget_ms)
+    out.write_text(environment(page.tuned, told, page.model), "utf-8")
     for line in told:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written: {out}; use it with `titlecast serve --config {out}`", soft_wrap=True)
 
 
-def _judged(
-    folder: Path,
-    model: Path | None,
-    candidates: int,
-    queries: int,
-    depths: list[int],
-    plot: Path | None,
-) -> tuple[list[Window], int, list[DepthPoint]]:
-    """Windows, titles in all, and quality by depth, of a judged collection."""
-    collection = read_collection(folder).sample(max(queries, 50))
+class _Judged(NamedTuple):
+    """A judged collection and the first stage's run over it."""
+
+    collection: Collection
+    run: Run
+    windows: list[Window]
+    titles: int  # different ones, in all
+
+
+class _Page(NamedTuple):
+    """What was measured of one model, and chosen for it."""
+
+    model: Path | None
+    name: str
+    threads: list[ThreadPoint]
+    times: list[DepthTime]
+    points: list[DepthPoint]
+    tuned: Tuned
+
+    @property
+    def chosen(self) -> DepthTime:
+        return next(time for time in self.times if time.depth == self.tuned.passage_depth)
+
+
+def _judged(folder: Path, queries: str | None, candidates: int, searches: int) -> _Judged:
+    """Queries of a judged collection, with candidates."""
+    collection = read_collection(folder, name=queries).sample(max(searches, 50))
     run = first_stage(BM25.over(collection.corpus), collection.judged, candidates).run
-    points = sweep_depths(Cascade.load(model), run, collection, depths, [_MEASURE])
-    if plot:
-        plots.draw_depths(plot, points, _MEASURE, collection.name)
     windows = []
-    for query in collection.judged[:queries]:
+    for query in collection.judged[:searches]:
         hits = [_hit(id, collection.corpus[id], score) for id, score in run[query.id]]
         if hits:
             windows.append(Window(query.text, hits))
-    return _some(windows, folder), len({d.title for d in collection.corpus.values()}), points
+    titles = len({document.title for document in collection.corpus.values()})
+    return _Judged(collection, run, _some(windows, folder), titles)
 
 
-def _from_python(candidates: int, queries: int) -> tuple[list[Window], int]:
+def _from_python(candidates: int, searches: int) -> tuple[list[Window], int]:
     """Windows over the running Python's documentation: a title's words are the query."""
     corpus = {
         record.id: Judged(record.id, record.title, record.passage)
@@ -143,7 +178,7 @@ def _from_python(candidates: int, queries: int) -> tuple[list[Window], int]:
     }
     engine = BM25.over(corpus)
     windows = []
-    for id in random.Random(0).sample(sorted(corpus), queries):  # noqa: S311 - no secret
+    for id in random.Random(0).sample(sorted(corpus), searches):  # noqa: S311 - no secret
         text = corpus[id].title.rpartition(":")[2].strip() or corpus[id].title
         hits = [
             _hit(found, corpus[found], score) for found, score in engine.search(text, candidates)
@@ -154,7 +189,7 @@ def _from_python(candidates: int, queries: int) -> tuple[list[Window], int]:
 
 
 def _from_index(
-    url: str, index: str, title_field: str, passage_field: str, candidates: int, queries: int
+    url: str, index: str, title_field: str, passage_field: str, candidates: int, searches: int
 ) -> tuple[list[Window], int]:
     """Windows over an index: titles drawn at random are the queries."""
     client = connect(url)
@@ -162,7 +197,7 @@ def _from_index(
         drawn = client.search(
             index=index,
             body={
-                "size": queries,
+                "size": searches,
                 "query": {
                     "function_score": {
                         "query": {"exists": {"field": title_field}},
@@ -217,18 +252,11 @@ def _hit(id: str, document: Judged, score: float) -> Hit:
     return Hit(id, document.title, document.text, score)
 
 
-def _told(
-    tuned: Tuned,
-    windows: int,
-    candidates: int,
-    budget_ms: float,
-    threads: list[ThreadPoint],
-    times: list[DepthTime],
-) -> list[str]:
-    alone = next(point for point in threads if point.threads == tuned.threads)
-    chosen = next(time for time in times if time.depth == tuned.passage_depth)
+def _told(page: _Page, windows: int, candidates: int, budget_ms: float) -> list[str]:
+    tuned, chosen = page.tuned, page.chosen
+    alone = next(point for point in page.threads if point.threads == tuned.threads)
     told = [
-        f"Measured with {windows} searches of up to {candidates} hits each.",
+        f"Measured {page.name} with {windows} searches of up to {candidates} hits each.",
         f"Up to {alone.per_second:.1f} searches a second that read 10 passages each, "
         f"{tuned.max_concurrent} at a time.",
         f"Within {budget_ms:g} ms: titlecast pipeline install --passage-depth "
@@ -242,8 +270,8 @@ def _told(
     return told
 
 
-def _table(threads: list[ThreadPoint], times: list[DepthTime]) -> Table:
-    table = Table("", "ms, one search", "searches/s", _MEASURE)
+def _table(name: str, threads: list[ThreadPoint], times: list[DepthTime]) -> Table:
+    table = Table(name, "ms, one search", "searches/s", _MEASURE)
     for point in threads:
         table.add_row(
             f"{point.threads} threads, 10 passages",

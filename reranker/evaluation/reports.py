@@ -51,6 +51,18 @@ class DepthPoint:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """One of our rows as two models rank the same candidates of the same queries."""
+
+    name: str  # the row's
+    before: Mapping[str, float]  # the other model's mean, by measure
+    after: Mapping[str, float]  # the measured model's
+    # After less before, query by query: the mean, its interval and the paired test's p.
+    difference: Mapping[str, Estimate]
+    milliseconds: tuple[float | None, float | None]  # before and after
+
+
+@dataclass(frozen=True)
 class Report:
     """What was measured, on what, with which models."""
 
@@ -64,6 +76,7 @@ class Report:
     rows: Sequence[Row]
     models: Mapping[str, str] = field(default_factory=dict)
     depths: Sequence[DepthPoint] = ()
+    comparisons: Sequence[Comparison] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Give the report as plain objects for `json.dump`."""
@@ -94,6 +107,30 @@ def measure_runs(
         rows.append(Row(name, _estimates(values, reference, seed), ranked, milliseconds))
         reference = reference or values
     return rows
+
+
+def compare_runs(
+    collection: Collection,
+    before: Mapping[str, tuple[Run, float | None]],
+    after: Mapping[str, tuple[Run, float | None]],
+    measures: Sequence[str],
+    seed: int = 0,
+) -> list[Comparison]:
+    """Compare two models' runs query by query over the judged ones, where both have the name."""
+    queries = [query.id for query in collection.judged]
+    found = []
+    for name in (name for name in after if name in before):
+        (old, slow), (new, fast) = before[name], after[name]
+        olds, news = (_values(collection, run, measures, queries) for run in (old, new))
+        difference = {}
+        for measure in measures:
+            paired = news[measure] - olds[measure]
+            low, high = bootstrap_interval(paired, seed=seed)
+            p = randomisation_test(news[measure], olds[measure], seed=seed)
+            difference[measure] = Estimate(float(paired.mean()), low, high, p)
+        was, now = ({m: float(values[m].mean()) for m in measures} for values in (olds, news))
+        found.append(Comparison(name, was, now, difference, (slow, fast)))
+    return found
 
 
 def sweep_depths(

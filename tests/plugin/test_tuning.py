@@ -9,7 +9,9 @@ import pytest
 from plugin.tuning import (
     DepthTime,
     ThreadPoint,
+    Tuned,
     Window,
+    best,
     bytes_per_title,
     choose,
     environment,
@@ -64,6 +66,16 @@ def test_a_budget_that_nothing_fits_is_said():
     assert choose(POINTS, TIMES, 5000, 100, 4, 20).within_budget
 
 
+def test_the_best_model_within_the_budget():
+    fits, late = Tuned(2, 2, 1, 10, True), Tuned(2, 2, 1, 0, False)
+    large, small = DepthTime(10, 90.0, 0.8), DepthTime(20, 60.0, 0.7)
+    assert best([(fits, small), (fits, large)]) == 1
+    assert best([(late, large), (fits, small)]) == 1
+    assert best([(late, large), (late, small)]) == 1  # the faster one
+    unjudged = [(fits, time._replace(quality=None)) for time in (large, small)]
+    assert best(unjudged) == 0  # the first
+
+
 def test_the_cache_has_room_for_all_titles_up_to_a_gigabyte():
     assert choose(POINTS, TIMES, 5000, 100_000, 4, 100).cache_mb == 550
     assert choose(POINTS, TIMES, 5000, 10, 4, 100).cache_mb == 1
@@ -80,6 +92,11 @@ def test_settings_are_lines_and_comments():
         "TITLECAST_MAX_CONCURRENT=4",
         "TITLECAST_CACHE_MB=1",
     ]
+
+
+def test_a_model_that_was_named_is_among_the_settings(tmp_path):
+    text = environment(choose(POINTS, TIMES, 5000, 10, 4, 100), [], tmp_path)
+    assert text.splitlines()[0] == f"TITLECAST_MODEL={tmp_path}"
 
 
 def test_real_searches_are_measured(models):

@@ -1,4 +1,4 @@
-"""Batching and packing: every text once, little padding; states kept; loading; load."""
+"""Batching and packing: every text once, little padding; states kept; loading; cores shared."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from reranker.lru import Cache
 from reranker.models.export import export
+from reranker.models.pair import PairEncoder
 from reranker.runtime import (
     BroadcastModel,
-    Graph,
+    Crew,
+    Later,
     Load,
+    PairModel,
     batches,
     layouts,
     load_model,
-    most_tokens,
     pack,
 )
 from tests.reranker.conftest import SMALL, random_encoder, write_model
@@ -28,14 +30,14 @@ from tests.reranker.conftest import SMALL, random_encoder, write_model
 QUERY = np.array([2, 5, 9, 14, 3])
 
 
-@given(st.lists(st.integers(1, 300), max_size=200))
+@given(st.lists(st.integers(1, 300), max_size=200), st.sampled_from([1, 4]))
 @settings(deadline=None)
-def test_every_row_is_in_exactly_one_batch(lengths):
+def test_every_row_is_in_exactly_one_batch(lengths, threads):
     rows = [np.full(length, place, dtype=np.int64) for place, length in enumerate(lengths)]
     seen: list[int] = []
-    for places, ids, counts in batches(rows):
+    for places, ids, counts in batches(rows, threads):
         assert ids.shape == (len(places), counts.max())
-        assert len(places) == 1 or ids.size <= 768
+        assert len(places) == 1 or ids.size <= 512
         for at, place in enumerate(places.tolist()):
             assert ids[at, : counts[at]].tolist() == rows[place].tolist()
             assert not ids[at, counts[at] :].any()
@@ -43,28 +45,36 @@ def test_every_row_is_in_exactly_one_batch(lengths):
     assert sorted(seen) == list(range(len(lengths)))
 
 
-@given(st.lists(st.integers(1, 60), min_size=50, max_size=300))
+@given(st.lists(st.integers(1, 300), max_size=100), st.sampled_from([1, 2]))
 @settings(deadline=None)
-def test_little_is_padding(lengths):
+def test_a_batch_has_less_padding_than_a_call_costs(lengths, threads):
     rows = [np.ones(length, dtype=np.int64) for length in lengths]
-    padded = sum(ids.size for _, ids, _ in batches(rows))
-    # A tenth at most, and what the first, small batch may lose.
-    assert padded <= 1.12 * sum(lengths) + 192 * 60
+    for _, ids, counts in batches(rows, threads):
+        assert ids.size - counts.sum() <= 10
 
 
-def test_batches_grow_with_the_threads_that_share_them():
-    assert most_tokens(1) == most_tokens(2) == 768
-    assert most_tokens(16) == 16 * 384
+def test_the_work_is_cut_for_all_threads():
+    titles = np.random.default_rng(0).integers(4, 12, 100)
+    sizes = [layout.owner.size for layout in layouts(titles, threads=4)]
+    assert len(sizes) % 4 == 0
+    assert max(sizes) - min(sizes) <= 16  # a row of packed titles
+    passages = np.array([120, 130, 140, 150])
+    assert [len(layout.places) for layout in layouts(passages, threads=4)] == [1, 1, 1, 1]
+    # Too little to wake another core for; and one text needs a row as wide as itself.
+    assert [layout.owner.shape for layout in layouts(np.array([5, 7]), threads=4)] == [(1, 12)]
 
 
-@given(st.lists(st.integers(1, 80), max_size=200), st.sampled_from([64, 768]))
+@given(st.lists(st.integers(1, 80), max_size=200), st.sampled_from([1, 2, 16]))
 @settings(deadline=None)
-def test_every_text_is_whole_in_one_row_of_one_layout(lengths, most):
+def test_every_text_is_whole_in_one_row_of_one_layout(lengths, threads):
     counts = np.array(lengths, dtype=np.int64)
     seen: list[int] = []
-    for layout in layouts(counts, most):
+    found = layouts(counts, threads)
+    sizes = [layout.owner.size for layout in found]
+    assert sizes == sorted(sizes, reverse=True)
+    for layout in found:
         rows, width = layout.owner.shape
-        assert rows == 1 or layout.owner.size <= most
+        assert rows == 1 or layout.owner.size <= 512 + width
         assert layout.lengths.tolist() == counts[layout.places].tolist()
         # What `flat` and `places_in_text` say, text by text.
         expected = np.full(layout.owner.size, -1)
@@ -181,25 +191,110 @@ def test_threads_share_a_cache(folder):
     assert max(worst) < 1e-4
 
 
-def test_one_run_at_a_time_has_all_threads_and_several_have_one_each(folder):
+@pytest.mark.parametrize("cache_bytes", [0, 30_000])
+def test_threads_that_share_a_search_change_no_score(folder, cache_bytes):
+    plain = BroadcastModel(folder, threads=1)
+    shared = BroadcastModel(folder, threads=4, cache=Cache(cache_bytes))
+    for seed in range(4):
+        texts = some_texts(seed, 300)
+        expected = plain.score(plain.read(QUERY), texts)
+        for part in (texts, texts[:2]):
+            scores = shared.score(shared.read(QUERY), part)
+            assert np.abs(scores - expected[: len(part)]).max() < 1e-4
+
+
+def test_threads_that_share_pairs_change_no_score(tmp_path):
+    write_model(tmp_path, "title", PairEncoder(random_encoder(replace(SMALL, start="scratch"))))
+    plain, shared = (PairModel(tmp_path, threads) for threads in (1, 4))
+    texts = some_texts(0, 100)
+    scores = shared.score(shared.read(QUERY), texts)
+    assert np.abs(scores - plain.score(plain.read(QUERY), texts)).max() < 1e-4
+
+
+def test_what_comes_later_is_computed_once():
+    calls = []
+    later = Later(lambda: calls.append(1) or len(calls))
+    assert not later.done()
+    assert [later.get(), later.get()] == [1, 1]
+    assert later.done()
+
+
+def test_what_failed_is_tried_again():
+    answers = iter([ValueError("at first"), 3])
+
+    def compute() -> int:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    later = Later(compute)
+    with pytest.raises(ValueError, match="at first"):
+        later.get()
+    assert not later.done()
+    assert later.get() == 3
+
+
+def test_parts_run_once_each_in_as_many_threads_as_are_free():
     load = Load()
-    graph = Graph(folder / "query.onnx", threads=2, load=load)
-    threads = [s.get_session_options().intra_op_num_threads for s in (graph._alone, graph._among)]
-    assert threads == [2, 1]
-    with graph.session() as first, graph.session() as second:
-        assert (first, second) == (graph._alone, graph._among)
-        with graph.session() as third:
-            assert third is graph._among
-    with graph.session() as alone:
-        assert alone is graph._alone
+    crew = Crew(3, load)
+    meet = threading.Barrier(3, timeout=30)
+    seen: list[int] = []
+
+    def run(part: int) -> None:
+        if part < 3:
+            meet.wait()  # nobody passes before three are at work
+        assert load.running <= 3
+        seen.append(part)
+
+    crew.each(run, range(20))
+    assert sorted(seen) == list(range(20))
     assert load.running == 0
 
 
-def test_a_run_that_fails_is_no_longer_counted(folder):
+def test_a_search_beside_others_keeps_to_its_own_thread():
     load = Load()
-    graph = Graph(folder / "query.onnx", threads=1, load=load)
-    with pytest.raises(Exception, match="ids"):
-        graph.run(["keys"], {})
+    crew = Crew(2, load)
+    load.enter()
+    seen: set[int] = set()
+    crew.each(lambda _: seen.add(threading.get_ident()), range(50))
+    assert seen == {threading.get_ident()}
+    assert load.running == 1
+
+
+def test_helpers_go_when_others_come():
+    load = Load()
+    crew = Crew(2, load)
+    meet = threading.Barrier(2, timeout=30)
+    mine, theirs = [], []
+
+    def run(part: int) -> None:
+        if part < 2:
+            meet.wait()
+            if part == 0:
+                load.enter()  # another search begins while both work
+            meet.wait()
+        (mine if threading.current_thread() is threading.main_thread() else theirs).append(part)
+
+    crew.each(run, range(20))
+    assert len(theirs) == 1
+    assert load.running == 1
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_part_that_fails_fails_the_whole_and_is_no_longer_counted(failing):
+    load = Load()
+    crew = Crew(2, load)
+    meet = threading.Barrier(2, timeout=30)
+
+    def run(part: int) -> None:
+        if part < 2:
+            meet.wait()
+        if part == failing:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        crew.each(run, range(5))
     assert load.running == 0
 
 

@@ -173,6 +173,49 @@ def test_a_folder_without_fusion_holds_one_model(tmp_path: Path, data: Path, sta
     assert ("title stage" in rows(read)) == (stage == "title")
 
 
+class OtherTitles(Titles):
+    name = "other titles"
+
+    def score(self, query: str, titles: list[str]) -> NDArray[np.float32]:
+        return -super().score(query, titles)
+
+
+def test_two_models_are_printed_together(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old"
+    monkeypatch.setattr(
+        Titles, "load", lambda path=None, threads=None: OtherTitles() if path == old else Titles()
+    )
+    options = ("--stage", "title", "--model", tmp_path, "--against", old)
+    read = report(tmp_path, data, *options)
+    assert read["models"] == {"reranker": "titles", "before": "other titles"}
+    assert rows(read) == ["BM25", "title stage alone", "ceiling"]  # of the model alone
+    (one,) = read["comparisons"]
+    assert one["name"] == "title stage alone"
+    # The filmmaker and the heap come last by the model before, first by the one after.
+    assert one["after"]["RR@10"] == mean(read, "title stage alone", "RR@10")
+    change = one["difference"]["RR@10"]
+    assert change["mean"] == pytest.approx(one["after"]["RR@10"] - one["before"]["RR@10"])
+    assert change["mean"] > 0
+    assert 0 < change["p"] <= 1
+    assert all(time >= 0 for time in one["milliseconds"])
+    output = run(data, *options, "--measures", "RR@10")
+    for expected in ("before and after", f"{100 * change['mean']:+.1f} (", "before: other titles"):
+        assert expected in output
+    assert report(tmp_path, data, "--stage", "title")["comparisons"] == []
+
+
+def test_what_either_model_was_trained_on_is_left_out(tmp_path: Path, data: Path) -> None:
+    for name, text in (("new", "heap"), ("old", "nothing of these")):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / FILE, fingerprints([text]))
+    new, old = tmp_path / "new", tmp_path / "old"
+    for pair in ((new, old), (old, new)):
+        read = report(tmp_path, data, "--stage", "title", "--model", pair[0], "--against", pair[1])
+        assert (read["left_out"], read["judged"]) == (1, 1)
+
+
 def test_pages_are_measured_as_kilt_does(tmp_path: Path, data: Path) -> None:
     read = report(tmp_path, data, "--stage", "bm25", "--pages")
     assert list(read["rows"][0]["estimates"]) == ["KILT-Rprec", "KILT-R@5", "R@5", "R@20"]
@@ -248,6 +291,8 @@ def test_errors_name_the_remedy(
 ) -> None:
     with pytest.raises(CommandError, match="--stage cascade"):
         run(data, "--stage", "title", "--plot", tmp_path / "x.png")
+    with pytest.raises(CommandError, match="another --stage"):
+        run(data, "--stage", "bm25", "--against", tmp_path)
     with pytest.raises(ValueError, match="nDCG@10"):
         run(data, "--stage", "bm25", "--measures", "nonsense@1")
     monkeypatch.setitem(sys.modules, "matplotlib", None)

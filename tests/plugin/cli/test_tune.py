@@ -47,7 +47,7 @@ def test_a_judged_folder_gives_settings_and_a_picture(models, judged, tmp_path):
     out, plot = tmp_path / "tuned.env", tmp_path / "depths.png"
     said = run(
         *("--beir", judged, "--model", models, "--out", out, "--plot", plot),
-        *("--candidates", 5, "--queries", 2, "--budget-ms", 100_000),
+        *("--candidates", 5, "--searches", 2, "--budget-ms", 100_000),
     )
     assert "nDCG@10" in said
     assert plot.read_bytes().startswith(b"\x89PNG")
@@ -56,6 +56,31 @@ def test_a_judged_folder_gives_settings_and_a_picture(models, judged, tmp_path):
     assert settings.threads >= 1
     assert settings.max_concurrent >= 1
     assert settings.cache_mb == 1
+
+
+def test_of_several_models_one_is_chosen(models, judged, tmp_path):
+    other = write_models(tmp_path / "other")
+    out = tmp_path / "tuned.env"
+    run(
+        *("--beir", judged, "--model", models, "--model", other, "--out", out),
+        *("--candidates", 5, "--searches", 1, "--budget-ms", 100_000),
+    )
+    # They are the same but for the time they take: of equal ones the first.
+    assert load_settings(out).model == models
+
+
+def test_a_folder_of_several_query_sets_needs_a_name(models, judged, tmp_path):
+    for name in ("one", "two"):
+        (judged / f"{name}-queries.jsonl").write_text((judged / "queries.jsonl").read_text())
+        (judged / f"{name}-qrels.tsv").write_text((judged / "qrels/test.tsv").read_text())
+    out = tmp_path / "tuned.env"
+    options = ("--beir", judged, "--model", models, "--out", out, "--searches", 1)
+    with pytest.raises(Exception, match="choose one with --queries: one, two"):
+        run(*options)
+    run(*options, "--queries", "two", "--candidates", 5)
+    assert out.is_file()
+    with pytest.raises(Exception, match="add --beir"):
+        run("--queries", "two", "--out", out)
 
 
 def test_a_picture_needs_judged_queries(tmp_path):

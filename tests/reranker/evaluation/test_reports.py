@@ -5,7 +5,7 @@ import json
 import pytest
 
 from reranker.evaluation.collections import Collection, Query
-from reranker.evaluation.reports import Report, measure_runs, sweep_depths
+from reranker.evaluation.reports import Report, compare_runs, measure_runs, sweep_depths
 from reranker.evaluation.runs import Run
 from reranker.records import Hit, RankedHit, RerankResult
 
@@ -48,6 +48,23 @@ def test_a_collection_without_judgements_is_an_error() -> None:
     collection = Collection.from_qrels("bare", [Query("q", "text")], [], [])
     with pytest.raises(ValueError, match="bare judges none"):
         measure_runs(collection, {"x": ({}, None)}, MEASURES)
+
+
+def test_two_models_are_compared_query_by_query(collection: Collection) -> None:
+    measures = ["nDCG@10", "RR@10"]
+    (one,) = compare_runs(collection, {"title": (BAD, 2.0)}, {"title": (GOOD, 1.0)}, measures)
+    assert (one.name, one.milliseconds) == ("title", (2.0, 1.0))
+    # q1's first relevant passage moves from rank 2 to 1; q2 and q4 had none.
+    assert one.before["RR@10"] == pytest.approx(0.5 / 3)
+    assert one.after["RR@10"] == pytest.approx(1.0)
+    change = one.difference["RR@10"]
+    assert change.mean == pytest.approx(2.5 / 3)
+    assert 0.5 <= change.low <= change.mean <= change.high <= 1.0
+    assert change.p == pytest.approx(2 / 8, abs=0.02)
+    (same,) = compare_runs(collection, {"x": (GOOD, None)}, {"x": (GOOD, None)}, measures)
+    assert same.before == same.after
+    assert same.difference["nDCG@10"] == (same.difference["RR@10"])
+    assert (same.difference["RR@10"].mean, same.difference["RR@10"].p) == (0.0, 1.0)
 
 
 def test_sweep_measures_each_depth(collection: Collection) -> None:
