@@ -146,13 +146,12 @@ class Cascade:
         title_logits, report = self._titles(query, hits, cancelled)
         titled = np.array([bool(hit.title.strip()) for hit in hits])
         logits = neutral(title_logits, titled)
-        fused = self.fusion.title * logits + self.fusion.title_first_stage * first
+        alone = not any(hit.passage.strip() for hit in hits)
+        fused = self.fusion.titles(logits, first, alone)
         stages = [
             report._replace(scored=int(titled.sum()), milliseconds=_ms_since(started)),
         ]
 
-        f = self.fusion
-        beside = f.passage_title * logits + f.passage_first_stage * first
         passage_logits = np.full(len(hits), np.nan)
         if passage_depth > 0:
             order = np.argsort(-fused, kind="stable")
@@ -166,7 +165,7 @@ class Cascade:
                 if self.stopping is None or not 0 < done < len(chosen):
                     return False
                 read, unread = chosen[:done], chosen[done:]
-                final = f.passage * passage_logits[read] + beside[read]
+                final = self.fusion.passages(passage_logits[read], logits[read], first[read])
                 return self.stopping.settled(final, fused[read], fused[unread])
 
             stages.append(
@@ -179,7 +178,7 @@ class Cascade:
                 title_logits,
                 fused,
                 passage_logits,
-                f.passage * passage_logits + beside,
+                self.fusion.passages(passage_logits, logits, first),
             ),
             stages,
             complete=not any(stage.unscored for stage in stages),

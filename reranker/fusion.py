@@ -2,7 +2,8 @@
 
 A stage's fused score is a weighted sum of its logit, the earlier stages' logits and the
 first-stage score, the last one standardised within the query's own window: engines, boosts and
-fields change its scale from search to search.
+fields change its scale from search to search. How much the first stage knows that a title does
+not depends on what it searched: over texts it counts for more than over titles alone.
 """
 
 from __future__ import annotations
@@ -19,25 +20,52 @@ if TYPE_CHECKING:
 
 
 class Fusion(NamedTuple):
-    """The weights; those of the title stage first."""
+    """The weights; those of the title stage first, those for hits without any passage last."""
 
     title: float  # of the title's logit, before the passage stage
     title_first_stage: float  # of the standardised first-stage score beside it
     passage: float  # of the passage's logit
     passage_title: float  # of the title's logit beside it
     passage_first_stage: float  # of the standardised first-stage score beside both
+    title_only: float  # of the title's logit, where no hit has a passage
+    title_only_first_stage: float  # of the standardised first-stage score beside it
 
     @classmethod
     def read(cls, path: Path) -> Fusion:
-        """Read `fusion.json`. Raises FileNotFoundError or ValueError where it is not right."""
+        """Read `fusion.json`. Raises FileNotFoundError or ValueError where it is not right.
+
+        One without weights for hits without a passage uses the title stage's for these, too.
+        """
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
         try:
-            return cls(
-                **{name: float(value) for name, value in json.loads(path.read_text()).items()}
-            )
+            found = {name: float(value) for name, value in json.loads(path.read_text()).items()}
+            for name in ("title", "title_first_stage"):
+                found.setdefault(name.replace("title", "title_only", 1), found.get(name, 0.0))
+            return cls(**found)
         except (TypeError, AttributeError) as error:
             raise ValueError(f"{path} must hold exactly {', '.join(cls._fields)}") from error
+
+    def titles(
+        self, logits: NDArray[np.float64], first: NDArray[np.float64], alone: bool
+    ) -> NDArray[np.float64]:
+        """The title stage's fused scores (n,); `alone`: no hit of the search has a passage."""
+        if alone:
+            return self.title_only * logits + self.title_only_first_stage * first
+        return self.title * logits + self.title_first_stage * first
+
+    def passages(
+        self,
+        passage_logits: NDArray[np.float64],
+        logits: NDArray[np.float64],
+        first: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """The passage stage's fused scores (n,); NaN where a passage's logit is."""
+        return (
+            self.passage * passage_logits
+            + self.passage_title * logits
+            + self.passage_first_stage * first
+        )
 
     def write(self, path: Path) -> None:
         """Write `fusion.json`."""

@@ -148,7 +148,8 @@ def fuse(
     model: Annotated[Path, typer.Argument(help="Folder with title/ and passage/.")],
     data: Annotated[Path, typer.Option(help="Folder that the recipe's paths start from.")],
     config: Annotated[
-        Path | None, typer.Option(help="The recipe whose dev queries are used.")
+        Path | None,
+        typer.Option(help="The recipe whose dev queries are used. Without: title.toml."),
     ] = None,
     queries: Annotated[int, typer.Option(min=10, help="Dev queries per query set.")] = 60,
     stop_share: Annotated[
@@ -169,7 +170,7 @@ def fuse(
     from reranker.training.finish import fit_fusion, score_windows
     from reranker.training.stopping import fit_stopping, try_stopping
 
-    path = config or configs.RECIPES / "passage.toml"
+    path = config or configs.RECIPES / "title.toml"
     windows = score_windows(
         configs.read_recipe(path),
         data,

@@ -164,7 +164,8 @@ def score_windows(
     """Windows of the dev split, per query set: BM25's top 100, both stages' logits.
 
     Passages are read for the `depth` hits that titles and BM25 together put first, as in a
-    cascade. Sets of pages (KILT, HoVer) have titles only, and BM25 is over these.
+    cascade. Sets of pages (KILT, HoVer) have titles only, and BM25 is over these. Sets of less
+    than a tenth of the largest one's windows are left out: they would count as much as it does.
     """
     found: dict[str, list[Window]] = {}
     engines: dict[tuple[str, bool], BM25] = {}
@@ -196,23 +197,42 @@ def score_windows(
                 )
             found.setdefault(collection.name, []).append(Window(logits, read, first, gold))
         log.info("%s: %d windows", collection.name, len(found.get(collection.name, [])))
-    return found
+    return without_small(found)
+
+
+def without_small(sets: dict[str, list[Window]]) -> dict[str, list[Window]]:
+    """The sets that have at least a tenth of the largest one's windows."""
+    most = max(map(len, sets.values()), default=0)
+    few = [name for name, windows in sets.items() if 10 * len(windows) < most]
+    if few:
+        log.info("left out, for they have few windows: %s", ", ".join(few))
+    return {name: windows for name, windows in sets.items() if name not in few}
 
 
 def fit_fusion(windows: dict[str, list[Window]]) -> Fusion:
     """The weights that make the gold hits most likely, every query set counting the same.
 
     Listwise softmax likelihood, convex in the weights, which are kept from becoming negative.
+    Sets of pages say what counts where no hit has a passage; without such sets that is the same.
     """
-    titles = fit(windows, lambda w: (np.stack([w.title, w.first], 1), w.gold))
+    pages = {
+        name: items
+        for name, items in windows.items()
+        if not any(np.isfinite(window.passage).any() for window in items)
+    }
+    texts = {name: items for name, items in windows.items() if name not in pages}
+
+    def by_title(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        return np.stack([window.title, window.first], 1), window.gold
 
     def read(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         seen = np.isfinite(window.passage)
         features = np.stack([window.passage, window.title, window.first], 1)
         return features[seen], window.gold[seen]
 
-    passages = fit(windows, read)
-    return Fusion(*(round(float(value), 4) for value in (*titles, *passages)))
+    titles, passages = fit(texts, by_title), fit(texts, read)
+    alone = fit(pages, by_title) if pages else titles
+    return Fusion(*(round(float(value), 4) for value in (*titles, *passages, *alone)))
 
 
 def fit(windows: dict[str, list[Window]], features: Any) -> NDArray[np.float64]:

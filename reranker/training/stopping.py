@@ -99,12 +99,8 @@ def _scored(windows: Windows, fusion: Fusion) -> Iterator[list[Scored]]:
             title, passage, first = (
                 values[read] for values in (window.title, window.passage, window.first)
             )
-            promise = fusion.title * title + fusion.title_first_stage * first
-            final = (
-                fusion.passage * passage
-                + fusion.passage_title * title
-                + fusion.passage_first_stage * first
-            )
+            promise = fusion.titles(title, first, alone=False)
+            final = fusion.passages(passage, title, first)
             order = np.argsort(-promise, kind="stable")
             found.append((promise[order], final[order], window.gold[read][order]))
         if found:

@@ -95,6 +95,8 @@ def write_models(folder: Path) -> Path:
                 "passage": 0.5,
                 "passage_title": 0.1,
                 "passage_first_stage": 1.0,
+                "title_only": 1.0,
+                "title_only_first_stage": 0.25,
             }
         )
     )

@@ -78,6 +78,22 @@ def test_the_order_is_the_one_of_the_slow_twin(cascade):
     assert [by_index[i].first_stage_rank for i in range(12)] == list(range(1, 13))
 
 
+def test_hits_without_any_passage_are_fused_by_weights_of_their_own(cascade):
+    texts = some_hits(12)
+    hits = [hit._replace(passage=" ") for hit in texts]
+    first = standardise(np.array([hit.score for hit in hits]))
+    title = np.array([cascade.title.score(QUERY, [hit.title])[0] for hit in hits], dtype=float)
+    f = cascade.fusion
+    expected = np.argsort(-(f.title_only * title + f.title_only_first_stage * first))
+    usual = np.argsort(-(f.title * title + f.title_first_stage * first))
+    assert expected.tolist() != usual.tolist()
+    result = cascade.rerank(QUERY, hits, passage_depth=0)
+    assert [hit.index for hit in result.hits] == expected.tolist()
+    # One hit with a passage: the first stage searched texts.
+    result = cascade.rerank(QUERY, [texts[0], *hits[1:]], passage_depth=0)
+    assert [hit.index for hit in result.hits] == usual.tolist()
+
+
 def test_depth_zero_is_titles_only(cascade):
     result = cascade.rerank(QUERY, some_hits(6), passage_depth=0)
     assert [stage.name for stage in result.stages] == ["title"]

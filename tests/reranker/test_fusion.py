@@ -62,9 +62,25 @@ def test_squashing_does_not_saturate():
 
 
 def test_written_and_read_again(tmp_path):
-    fusion = Fusion(0.1, 0.2, 0.3, 0.4, 0.5)
+    fusion = Fusion(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     fusion.write(tmp_path / "fusion.json")
     assert Fusion.read(tmp_path / "fusion.json") == fusion
+
+
+def test_a_file_without_weights_for_titles_alone_uses_the_title_stage_s(tmp_path):
+    older = {k: v for k, v in Fusion(1, 2, 3, 4, 5, 6, 7)._asdict().items() if "only" not in k}
+    (tmp_path / "fusion.json").write_text(json.dumps(older))
+    assert Fusion.read(tmp_path / "fusion.json") == Fusion(1, 2, 3, 4, 5, 1, 2)
+
+
+def test_fused_scores_by_hand():
+    fusion = Fusion(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0)
+    logits, first = np.array([1.0, 0.0]), np.array([0.5, -1.0])
+    assert fusion.titles(logits, first, alone=False).tolist() == [3.5, -3.0]
+    assert fusion.titles(logits, first, alone=True).tolist() == [21.5, -17.0]
+    scores = fusion.passages(np.array([1.0, np.nan]), logits, first)
+    assert scores[0] == 17.5
+    assert np.isnan(scores[1])
 
 
 @pytest.mark.parametrize("content", [{"title": 1.0}, [1, 2]])

@@ -17,7 +17,7 @@ from tests.reranker.conftest import write_models
 from tests.reranker.training.conftest import recipe_text
 
 # The title's logit is the title stage's score, the passage's logit the passage stage's.
-PLAIN = Fusion(1.0, 0.0, 1.0, 0.0, 0.0)
+PLAIN = Fusion(1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def window(promise: list[float], final: list[float], gold: int) -> Window:
@@ -52,7 +52,7 @@ def test_the_fusion_is_looked_through():
     for one in windows:
         one.first = one.title.copy()
         one.passage = one.passage - one.title
-    rule = fit_stopping({"set": windows}, Fusion(0.5, 0.5, 1.0, 0.25, 0.75), share=0.05)
+    rule = fit_stopping({"set": windows}, Fusion(0.5, 0.5, 1.0, 0.25, 0.75, 0.5, 0.5), share=0.05)
     assert rule.slope == pytest.approx(2.0, abs=0.05)
 
 

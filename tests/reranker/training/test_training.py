@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from reranker import Cascade, Hit
+from reranker import Cascade, Hit, PassageReranker, TitleReranker
 from reranker.evaluation.contamination import fingerprint, trained_on
 from reranker.evaluation.split import side
 from reranker.training.config import RECIPES, read_recipe
@@ -21,6 +21,7 @@ from reranker.training.finish import (
     kendall_tau,
     score_windows,
     sources_of,
+    without_small,
 )
 from reranker.training.loop import reciprocal_rank, schedule, train
 from reranker.training.start import load_trained
@@ -133,8 +134,6 @@ def test_export_and_fuse_make_a_cascade(data, backbone, tmp_path):
         export_trained(tmp_path / task, tmp_path / "model" / task, f"small-{task}")
         config = json.loads((tmp_path / "model" / task / "config.json").read_text())
         assert config["kendall_tau"] > 0.7  # a barely trained network is near all ties
-    from reranker import PassageReranker, TitleReranker
-
     title = TitleReranker.load(tmp_path / "model/title", threads=1)
     passage = PassageReranker.load(tmp_path / "model/passage", threads=1)
     recipe = read_recipe(tmp_path / "passage" / "recipe.toml")
@@ -173,6 +172,20 @@ def test_a_fusion_finds_the_feature_that_tells(data):
     fusion = fit_fusion({"set": windows})
     assert fusion.passage > 1.0
     assert fusion.passage > 4 * max(fusion.passage_title, fusion.passage_first_stage)
+    assert (fusion.title_only, fusion.title_only_first_stage) == fusion[:2]  # no set says more
+
+    # Pages, which have titles only: there the title tells, in the others it does not.
+    pages = [Window(w.passage, np.full(12, np.nan), w.first, w.gold) for w in windows]
+    both = fit_fusion({"texts": windows, "pages": pages})
+    assert both[:5] == fusion[:5]
+    assert both.title_only > 1.0 > 4 * both.title
+
+
+def test_sets_with_few_windows_are_left_out():
+    window = Window(*np.zeros((3, 2)), np.array([True, False]))
+    sets = {"large": [window] * 21, "small": [window] * 3, "few": [window] * 2}
+    assert list(without_small(sets)) == ["large", "small"]
+    assert without_small({}) == {}
 
 
 def test_the_schedule_rises_stays_and_falls(data, backbone, tmp_path):
