@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from tests.integration.fakes import (
 )
 from tests.integration.faults import (
     FAULTS,
+    SHORT,
     Fault,
     World,
     addresses,
@@ -80,6 +82,10 @@ def breaker(client: OpenSearch) -> str:
 def test_every_search_has_an_answer_and_its_cause_is_counted(world: World, fault: Fault) -> None:
     with fault.happening(world):
         outcome = search(world.client, PAGE, fault.timeout)
+        if fault.timeout == SHORT:  # a busy machine keeps it now and then; a wrong limit, never
+            more = (search(world.client, PAGE, SHORT) for _ in range(20))
+            times = (each.milliseconds for each in itertools.chain([outcome], more))
+            assert any(milliseconds <= 300 + 50 for milliseconds in times)
     check(world.client, PAGE, outcome, fault.causes)
     # The next search finds nothing but a sidecar that is well.
     with world.sidecar.serving(backwards()):
@@ -104,9 +110,12 @@ def test_failures_leave_nothing_behind(world: World) -> None:
     fail(1)
     files, threads = in_use()
     fail(8)
+    for fault in FAULTS:
+        with fault.happening(world):
+            search(world.client, PAGE, fault.timeout)
     assert stats(world.client)["in_flight"] == 0
     assert [one["in_flight"] for one in stats(world.client)["sidecars"]] == [0]
-    # 40 failures later; Java's client closes what it was told to close within seconds.
+    # Java's client closes what it was told to close within seconds.
     wait_until(lambda: in_use()[0] <= files + 10 and in_use()[1] <= threads + 10)
 
 
