@@ -119,6 +119,21 @@ class Cascade:
         """The names of both models."""
         return f"{self.title.name}+{self.passage.name}"
 
+    def cut(self, hits: Sequence[Hit], most_tokens: int) -> tuple[list[Hit], int]:
+        """Leave of each hit's title and passage together no more than the first so many tokens.
+
+        Gives the hits and how many of them were cut. Tokens are the passage model's, without
+        those that it adds itself. Raises ValueError for less than one.
+        """
+        if most_tokens < 1:
+            raise ValueError(f"most_tokens is {most_tokens}; give 1 or more")
+        kept = []
+        for hit in hits:
+            title, size = self.passage.tokenizer.head(hit.title, most_tokens)
+            passage, _ = self.passage.tokenizer.head(hit.passage, most_tokens - size)
+            kept.append(hit._replace(title=title, passage=passage))
+        return kept, sum(hit != whole for hit, whole in zip(kept, hits, strict=True))
+
     def rerank(
         self,
         query: str,

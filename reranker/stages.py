@@ -61,6 +61,11 @@ class _Reranker:
         self.name = str(self.config["name"])
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes the model's tokens of a text."""
+        return self._tokenizer
+
+    @property
     def cache_use(self) -> CacheUse:
         """How often texts were found among those read before."""
         return self._cache.use()

@@ -96,6 +96,17 @@ class Tokenizer:
         encoding = self._tokenizer.encode(_speakable(text), add_special_tokens=False)
         return np.array([start for start, _ in encoding.offsets], dtype=np.int64)
 
+    def head(self, text: str, most: int) -> tuple[str, int]:
+        """Give the start of a text that is at most so many tokens, and how many it is.
+
+        Of two parts of one word the first is left.
+        """
+        seen = text[: most * _CHARACTERS_PER_TOKEN]
+        starts = self.starts(seen)
+        if len(starts) > most:
+            return seen[: starts[most]], most
+        return seen, len(starts)
+
     def _inner(self, texts: Sequence[str], limit: int) -> list[tuple[NDArray[np.int64], bool]]:
         """Ids without the special tokens, and whether characters were dropped unseen."""
         most = limit * _CHARACTERS_PER_TOKEN

@@ -57,6 +57,7 @@ class ClusterOptions:
         with_plugin: whether the title-rerank plugin is built and put in.
         sidecar_urls: the node setting `title_rerank.sidecar.urls`; needs the plugin.
         settings: further node settings, by their dotted names.
+        node_settings: the same of single nodes, by the node's name, which is node-1, node-2, ….
         secure_settings: settings of the keystore.
         config_files: further files of the configuration folder, by name, such as certificates.
         java_options: further options of the Java machine.
@@ -69,6 +70,7 @@ class ClusterOptions:
     with_plugin: bool = True
     sidecar_urls: Sequence[str] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
+    node_settings: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     secure_settings: Mapping[str, str] = field(default_factory=dict)
     config_files: Mapping[str, str] = field(default_factory=dict)
     java_options: Sequence[str] = ()
@@ -87,6 +89,10 @@ class ClusterOptions:
             raise ValueError("a sidecar's address needs the plugin: leave one of the two out.")
         if any("\n" in text for item in self.secure_settings.items() for text in item):
             raise ValueError("a secure setting is one line: take the line breaks out of it.")
+        names = {f"node-{number}" for number in range(1, self.nodes + 1)}
+        for name in self.node_settings:
+            if name not in names:
+                raise ValueError(f"{name} is no node of this cluster: name one of {sorted(names)}.")
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,7 @@ class LocalCluster:
         with_plugin: bool = True,
         sidecar_urls: Sequence[str] = (),
         settings: Mapping[str, object] | None = None,
+        node_settings: Mapping[str, Mapping[str, object]] | None = None,
         secure_settings: Mapping[str, str] | None = None,
         config_files: Mapping[str, str] | None = None,
         java_options: Sequence[str] = (),
@@ -153,6 +160,7 @@ class LocalCluster:
             with_plugin=with_plugin,
             sidecar_urls=tuple(sidecar_urls),
             settings=dict(settings or {}),
+            node_settings=dict(node_settings or {}),
             secure_settings=dict(secure_settings or {}),
             config_files=dict(config_files or {}),
             java_options=tuple(java_options),
@@ -359,7 +367,7 @@ def _settings(
             settings["cluster.initial_cluster_manager_nodes"] = [name]
     if options.sidecar_urls:
         settings["title_rerank.sidecar.urls"] = list(options.sidecar_urls)
-    return {**settings, **options.settings}
+    return {**settings, **options.settings, **options.node_settings.get(name, {})}
 
 
 def _command(home: Path, own: Path, jdk: Jdk, options: ClusterOptions) -> list[str]:

@@ -1,7 +1,7 @@
 """Which searches are computed, in which order, and which are refused before they cost anything.
 
-A search is measured in tokens, the unit in which the models' time passes. All of it happens on
-the event loop, so nothing here takes a lock.
+A search is measured in tokens, the unit in which the models' time passes: those that searches like
+it were found to read. All of it happens on the event loop, so nothing here takes a lock.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _AGEING = 4.0
 # Of the time that a search has left, this much may pass in line; the rest is for the models.
 _WAITING_SHARE = 0.5
 _LONGEST_RETRY_SECONDS = 60
+# Of the last search in what is learnt from all of them.
+_WEIGHT = 0.1
 
 
 class Work(NamedTuple):
@@ -39,13 +41,22 @@ class Work(NamedTuple):
         return self.titles + self.passages
 
 
-def estimate(query: str, hits: Sequence[Hit], passage_depth: int) -> Work:
-    """Estimate what both stages will read, without tokenizing anything."""
-    titles = sum(_tokens(title, _TITLE_WINDOW) for title in {hit.title for hit in hits})
+def estimate(
+    query: str, hits: Sequence[Hit], passage_depth: int, most_tokens: int | None = None
+) -> Work:
+    """Estimate what both stages may read, without tokenizing anything.
+
+    `most_tokens` are read of each hit at most.
+    """
+    title_window, passage_window = (
+        window if most_tokens is None else min(window, 2 + most_tokens)
+        for window in (_TITLE_WINDOW, _PASSAGE_WINDOW)
+    )
+    titles = sum(_tokens(title, title_window) for title in {hit.title for hit in hits})
     read = min(passage_depth, len(hits))
     passages = 0.0
     if read:  # which ones will be read is not known yet
-        sizes = [_tokens(f"{hit.title} {hit.passage}", _PASSAGE_WINDOW) for hit in hits]
+        sizes = [_tokens(f"{hit.title} {hit.passage}", passage_window) for hit in hits]
         passages = sum(sizes) / len(sizes) * read
     return Work(titles + _tokens(query, _TITLE_WINDOW), math.ceil(passages))
 
@@ -103,6 +114,7 @@ class Line:
         self._computed: set[_Place] = set()
         self._waiting: list[_Place] = []  # a few dozen: looked through as a whole
         self._seconds_per_token: float | None = None  # of one search, beside the others
+        self._asked = self._read = 0.0  # tokens of passages, of late
 
     @property
     def computed(self) -> int:
@@ -125,7 +137,22 @@ class Line:
             return
         cost = seconds / tokens
         known = self._seconds_per_token
-        self._seconds_per_token = cost if known is None else known + 0.1 * (cost - known)
+        self._seconds_per_token = cost if known is None else known + _WEIGHT * (cost - known)
+
+    def observe_passages(self, asked: int, read: int) -> None:
+        """Learn how many of the tokens of passages that a search may read are read.
+
+        Not to be told of searches that a deadline cut short: the less time there is for each, the
+        more of them would be let in.
+        """
+        self._asked += _WEIGHT * (asked - self._asked)
+        self._read += _WEIGHT * (read - self._read)
+
+    def expect(self, work: Work) -> Work:
+        """What a search that may cost so much is expected to: passages are seldom all read."""
+        if not self._asked:
+            return work
+        return Work(work.titles, math.ceil(work.passages * self._read / self._asked))
 
     @contextlib.asynccontextmanager
     async def turn(self, work: Work, deadline: float | None = None) -> AsyncIterator[None]:

@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -36,6 +37,7 @@ from plugin.sidecar.gate import Gate, Origin, error_response
 from plugin.sidecar.metrics import CONTENT_TYPE, Metrics
 from plugin.sidecar.models import Loaded, Models, Reranker
 from plugin.sidecar.protocol import (
+    DEADLINE_HEADER,
     ErrorResponse,
     RerankRequest,
     RerankResponse,
@@ -65,6 +67,22 @@ _SENTENCES = {
     500: "The reranking failed; the sidecar's log says why.",
     503: "Not ready, or the search's time passed in line; `Retry-After` says when to ask again.",
 }
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}}}
+
+# Read by the gate, and here for the OpenAPI document only. Whatever is in them refuses no search.
+_HEADERS = {
+    DEADLINE_HEADER: "The milliseconds that the caller has for the search, so that it can be "
+    "refused unread where there is no time for it; what is no number is passed over.",
+    "X-Opaque-Id": "The search's name in the log; comes back in the answer.",
+    "traceparent": "W3C trace context; comes back in the answer.",
+    "tracestate": "The same.",
+}
+_PARAMETERS = [
+    {"name": name, "in": "header", "description": words, "schema": {"type": "string"}}
+    for name, words in _HEADERS.items()
+]
+_KEY = Depends(HTTPBearer(auto_error=False, description="Where the sidecar has keys: one of them."))
+_OR_NONE: dict[str, Any] = {"security": [{}]}  # beside the key
 
 
 class Health(BaseModel):
@@ -79,6 +97,14 @@ class Alive(BaseModel):
     """The body of `GET /livez`."""
 
     status: str
+
+
+class Done(NamedTuple):
+    """A search that was computed."""
+
+    result: RerankResult
+    model: str  # the name of the models
+    cut: int  # hits shortened to as many tokens as the caller allows
 
 
 class Sidecar:
@@ -179,34 +205,42 @@ class Sidecar:
         hits: Sequence[Hit],
         passage_depth: int,
         deadline_ms: float | None = None,
-    ) -> tuple[RerankResult, str] | None:
-        """Compute one search in its turn, and name the models; None where the caller is gone.
+        most_tokens: int | None = None,
+    ) -> Done | None:
+        """Compute one search in its turn; None where the caller is gone.
 
-        Raises `HTTPException` for what is refused.
+        Of each hit no more than `most_tokens` tokens are read. Raises `HTTPException` for what is
+        refused.
         """
         origin: Origin = request.scope["titlecast.origin"]
         arrived: float = request.scope["titlecast.arrived"]
         length: int = request.scope["titlecast.length"]
-        work = self._check(query, hits, passage_depth)
+        most = self._check(query, hits, passage_depth, most_tokens)
+        work = self.line.expect(most)
         if length:
             self._density.append(work.tokens / length)
         deadline = None if deadline_ms is None else arrived + deadline_ms / 1000
         try:
             self.line.check(work, deadline)  # before anything is set up for it
             computing = asyncio.ensure_future(
-                self._compute(query, hits, passage_depth, work, arrived, deadline)
+                self._compute(query, hits, passage_depth, most_tokens, work, arrived, deadline)
             )
             if not await _unless_gone(request, computing):
                 _log.info("search %r: the caller is gone", origin.opaque_id, extra=origin.fields())
                 return None
-            result, model = computing.result()
+            done = computing.result()
         except RefusedError as error:
             status = 429 if isinstance(error, FullError) else 503
             self._log_refusal(error, origin, status)
             raise HTTPException(
                 status, str(error), {"Retry-After": str(error.retry_after)}
             ) from error
+        result = done.result
+        if result.complete and most.passages:
+            read = sum(stage.tokens for stage in result.stages if stage.name == "passage")
+            self.line.observe_passages(most.passages, read)
         self.metrics.count_search(result.stages, result.complete)
+        self.metrics.truncated.labels("request").inc(done.cut)
         self._count_caches()
         milliseconds = _ms_since(arrived)
         _log.info(
@@ -219,7 +253,7 @@ class Sidecar:
                 hits=len(hits), milliseconds=round(milliseconds, 1), complete=result.complete
             ),
         )
-        return result, model
+        return done
 
     def refuse_unread(
         self, origin: Origin, length: int, deadline: float | None
@@ -263,10 +297,11 @@ class Sidecar:
         query: str,
         hits: Sequence[Hit],
         passage_depth: int,
+        most_tokens: int | None,
         work: Work,
         arrived: float,
         deadline: float | None,
-    ) -> tuple[RerankResult, str]:
+    ) -> Done:
         gone = threading.Event()
         try:
             async with self.line.turn(work, deadline):
@@ -275,27 +310,35 @@ class Sidecar:
                 loaded, pool = self.models.current, self._pool
                 if loaded is None or pool is None:
                     raise HTTPException(503, self.why_not_ready(), {"Retry-After": "1"})
-                left = None if deadline is None else (deadline - time.monotonic()) * 1000
                 begun = time.monotonic()
-                turn = asyncio.get_running_loop().run_in_executor(
-                    pool, loaded.reranker.rerank, query, hits, passage_depth, left, gone.is_set
-                )
+
+                def rerank() -> Done:
+                    kept, cut = hits, 0
+                    if most_tokens is not None:
+                        kept, cut = loaded.reranker.cut(hits, most_tokens)
+                    left = None if deadline is None else (deadline - time.monotonic()) * 1000
+                    result = loaded.reranker.rerank(query, kept, passage_depth, left, gone.is_set)
+                    return Done(result, loaded.reranker.name, cut)
+
+                turn = asyncio.get_running_loop().run_in_executor(pool, rerank)
                 # Whoever is cancelled does not wait for what became of it: `Cancelled`, say.
                 turn.add_done_callback(lambda done: done.cancelled() or done.exception())
                 try:
-                    result = await asyncio.shield(turn)
+                    done = await asyncio.shield(turn)
                 except asyncio.CancelledError:
                     gone.set()  # the models stop at the next chunk; until then the turn is taken
                     await asyncio.wait([turn])
                     raise
                 self.line.observe(
-                    sum(stage.tokens for stage in result.stages), time.monotonic() - begun
+                    sum(stage.tokens for stage in done.result.stages), time.monotonic() - begun
                 )
-                return result, loaded.reranker.name
+                return done
         finally:
             self.count_line()
 
-    def _check(self, query: str, hits: Sequence[Hit], passage_depth: int) -> Work:
+    def _check(
+        self, query: str, hits: Sequence[Hit], passage_depth: int, most_tokens: int | None
+    ) -> Work:
         """Estimate a search's work; raise the 422 or 413 of one that cannot be answered."""
         settings = self.settings
         if not query.strip():
@@ -322,7 +365,7 @@ class Sidecar:
                 "PASSAGE_CHARACTERS",
                 "send a shorter one",
             )
-        work = estimate(query, hits, passage_depth)
+        work = estimate(query, hits, passage_depth, most_tokens)
         if work.tokens > settings.max_request_tokens:
             raise HTTPException(
                 413,
@@ -402,7 +445,13 @@ def _add_watch(app: FastAPI, sidecar: Sidecar) -> None:
         health = Health(status="ok", model=loaded.reranker.name, version=version())
         return _json(health)
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+        dependencies=[_KEY],
+        openapi_extra=_OR_NONE,
+    )
     async def metrics() -> Response:
         """Give the numbers, in Prometheus' text format."""
         sidecar.count_line()
@@ -411,8 +460,12 @@ def _add_watch(app: FastAPI, sidecar: Sidecar) -> None:
 
 def _add_searches(app: FastAPI, sidecar: Sidecar) -> None:
     refusals = (400, 408, 413, 422, 429, 499, 503)
+    options: dict[str, Any] = {
+        "dependencies": [_KEY],
+        "openapi_extra": {"parameters": _PARAMETERS, **_OR_NONE},
+    }
 
-    @app.post("/rerank", response_model=RerankResponse, responses=_documented(*refusals))
+    @app.post("/rerank", response_model=RerankResponse, responses=_documented(*refusals), **options)
     async def rerank(search: RerankRequest, request: Request) -> Response:
         """Order the hits of one search by their titles, the best of them by their passages."""
         hits = [
@@ -425,28 +478,33 @@ def _add_searches(app: FastAPI, sidecar: Sidecar) -> None:
         if done is None:
             return Response(status_code=499)
         arrived: float = request.scope["titlecast.arrived"]
-        return _json(_answer(*done, _ms_since(arrived)))
+        return _json(_answer(done, _ms_since(arrived)))
 
     async def cohere(
         search: CohereRequest, request: Request, version: Literal["1", "2"]
     ) -> Response:
         try:
-            hits, passage_depth = to_search(search)
+            hits, passage_depth, most_tokens = to_search(search)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        done = await sidecar.search(request, search.query, hits, passage_depth)
+        done = await sidecar.search(
+            request, search.query, hits, passage_depth, most_tokens=most_tokens
+        )
         if done is None:
             return Response(status_code=499)
-        return _json(to_response(search, done[0], version), exclude_none=True)
+        return _json(to_response(search, done.result, done.cut, version), exclude_none=True)
 
-    documented = _documented(401, 500, *refusals, model=CohereError)
+    options |= {
+        "response_model": CohereResponse,
+        "responses": _documented(401, 500, *refusals, model=CohereError),
+    }
 
-    @app.post("/v1/rerank", response_model=CohereResponse, responses=documented)
+    @app.post("/v1/rerank", **options)
     async def rerank_v1(search: CohereV1Request, request: Request) -> Response:
         """Order documents as version 1 of Cohere's API does."""
         return await cohere(search, request, "1")
 
-    @app.post("/v2/rerank", response_model=CohereResponse, responses=documented)
+    @app.post("/v2/rerank", **options)
     async def rerank_v2(search: CohereRequest, request: Request) -> Response:
         """Order documents as version 2 of Cohere's API does."""
         return await cohere(search, request, "2")
@@ -462,7 +520,9 @@ def version() -> str:
 
 def _documented(*statuses: int, model: type[BaseModel] = ErrorResponse) -> dict[int | str, Any]:
     return {
-        status: {"description": _SENTENCES[status]} | ({"model": model} if status != 499 else {})
+        status: {"description": _SENTENCES[status]}
+        | ({"model": model} if status != 499 else {})
+        | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
         for status in statuses
     }
 
@@ -500,7 +560,8 @@ async def _hang_up(request: Request) -> None:
         pass
 
 
-def _answer(result: RerankResult, model: str, milliseconds: float) -> RerankResponse:
+def _answer(done: Done, milliseconds: float) -> RerankResponse:
+    result = done.result
     return RerankResponse(
         hits=[_wire_hit(hit) for hit in result.hits],
         stages=[
@@ -515,7 +576,7 @@ def _answer(result: RerankResult, model: str, milliseconds: float) -> RerankResp
         ],
         complete=result.complete,
         milliseconds=milliseconds,
-        model=model,
+        model=done.model,
     )
 
 

@@ -36,7 +36,7 @@ class CohereRequest(BaseModel):
     documents: list[Text | Document] = Field(min_length=1)
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False
-    # Not applied, and the answer says so: the models' own windows are the limit.
+    # Of title and text together. The models' own windows are a limit in any case.
     max_tokens_per_doc: int | None = Field(default=None, ge=1)
 
 
@@ -93,6 +93,7 @@ class Search(NamedTuple):
 
     hits: list[Hit]
     passage_depth: int
+    most_tokens: int | None  # of each hit
 
 
 def to_search(request: CohereRequest) -> Search:
@@ -108,13 +109,16 @@ def to_search(request: CohereRequest) -> Search:
     depth = {"etr": 0, "passage": len(hits), "cascade": PASSAGE_DEPTH}[request.model]
     if request.model == "cascade" and not any(hit.title for hit in hits):
         depth = len(hits)  # no titles that could choose among the passages
-    return Search(hits, depth)
+    return Search(hits, depth, request.max_tokens_per_doc)
 
 
 def to_response(
-    request: CohereRequest, result: RerankResult, version: Literal["1", "2"]
+    request: CohereRequest, result: RerankResult, cut: int, version: Literal["1", "2"]
 ) -> CohereResponse:
-    """Turn a result into the answer; relevance falls with the order, and never rises."""
+    """Turn a result into the answer; relevance falls with the order, and never rises.
+
+    `cut` is the number of documents that `max_tokens_per_doc` has shortened.
+    """
     found = []
     for hit in result.hits[: request.top_n]:
         document = request.documents[hit.index]
@@ -133,8 +137,8 @@ def to_response(
         for stage in result.stages
         if stage.truncated
     ]
-    if request.max_tokens_per_doc is not None:
-        warnings.append("max_tokens_per_doc is not applied: the models' own windows are the limit")
+    if cut:
+        warnings.append(f"{cut} documents were cut to max_tokens_per_doc")
     return CohereResponse(
         id=str(uuid.uuid4()),
         results=found,

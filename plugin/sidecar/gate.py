@@ -109,17 +109,18 @@ class Gate:
         try:
             refusal = self._refuse(path, headers, length)
             bounded = self._bounded(receive)
-            if refusal is None and path in SEARCH_PATHS and length:
+            if refusal is not None:
+                # A connection closed on unread bytes is reset, and its caller may never see the
+                # answer (RFC 9112, section 9.6): what is not much too long is taken in.
+                if 0 < length <= 2 * self._settings.max_body_bytes:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(_take_in(receive), self._settings.read_seconds)
+            elif path in SEARCH_PATHS and length:
                 deadline = _deadline(headers, arrived)
                 error = self._refuse_unread(origin, length, deadline)
                 if error is not None:
                     refusal = await _read_out(path, error, bounded)
             if refusal is not None:
-                # A connection closed on unread bytes is reset, and its caller may never see the
-                # answer (RFC 9112, section 9.6): what is only somewhat too long is taken in.
-                if self._settings.max_body_bytes < length <= 2 * self._settings.max_body_bytes:
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(_take_in(receive), self._settings.read_seconds)
                 await refusal(scope, receive, answer)
             else:
                 await self._app(scope, bounded, answer)

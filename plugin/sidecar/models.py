@@ -36,6 +36,9 @@ class Reranker(Protocol):
     def name(self) -> str:
         """The name of the models."""
 
+    def cut(self, hits: Sequence[Hit], most_tokens: int) -> tuple[list[Hit], int]:
+        """Leave of each hit the first so many tokens; tell how many hits were cut."""
+
     def rerank(
         self,
         query: str,

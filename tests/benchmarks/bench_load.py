@@ -8,6 +8,12 @@ and half as many again, each asking again as soon as it is answered; then 0.5, 1
 that. Nine searches in ten are small (20 hits, 5 passages), one is large (100 hits, 20 passages).
 
 The generator and the sidecar share the machine's cores: what is printed is a lower bound.
+
+    python -m tests.benchmarks.bench_load --requests 100000
+
+sends so many tiny searches instead (one title each, every tenth with its passage), and prints what
+the process holds on the way: memory and open files. Of a hundred callers one hangs up at once, and
+one sends no JSON.
 """
 
 from __future__ import annotations
@@ -58,6 +64,23 @@ WORDS = [
     "several",
 ]
 LARGE_SHARE = 0.1
+_ROWS = 20  # of the table of many requests
+_EVERY = 100  # of so many requests one is hung up, and one is no search
+
+
+class Size(NamedTuple):
+    """How much a search asks for."""
+
+    hits: int
+    passages: int
+    title_words: int = 6
+    passage_words: int = 100
+
+
+LARGE = Size(hits=100, passages=20)
+SMALL = Size(hits=20, passages=5)
+TITLE = Size(hits=1, passages=0, title_words=3, passage_words=10)
+PASSAGE = TITLE._replace(passages=1)
 
 
 class Body(NamedTuple):
@@ -78,10 +101,11 @@ class Outcome(NamedTuple):
 
 
 class Used(NamedTuple):
-    """What a sidecar uses: resident memory in MB, and CPU seconds since its start."""
+    """What a sidecar uses: resident memory in MB, CPU seconds since its start, open files."""
 
     megabytes: float
     cpu_seconds: float
+    open_files: int
 
 
 class Callers:
@@ -113,7 +137,15 @@ class Callers:
         return Used(
             float(numbers["process_resident_memory_bytes"]) / 1e6,
             float(numbers["process_cpu_seconds_total"]),
+            int(float(numbers["process_open_fds"])),
         )
+
+    async def hang_up(self, body: Body) -> None:
+        """Send one search, and do not wait for its answer."""
+        _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        writer.write(body.data)
+        await writer.drain()
+        writer.close()
 
     async def close(self) -> None:
         """Close what is idle, which is all once nobody asks."""
@@ -139,25 +171,29 @@ class Callers:
         return int(head.split()[1]), answer
 
 
-def make_body(rng: random.Random, deadline_ms: float | None) -> Body:
+def make_body(rng: random.Random, deadline_ms: float | None, size: Size | None = None) -> Body:
     """Make a search like no other, so that nothing can be remembered."""
-    large = rng.random() < LARGE_SHARE
-    hits, depth = (100, 20) if large else (20, 5)
+    if size is None:
+        size = LARGE if rng.random() < LARGE_SHARE else SMALL
     search = {
         "query": " ".join(rng.choices(WORDS, k=4)),
         "hits": [
             {
                 "id": str(place),
-                "title": " ".join(rng.choices(WORDS, k=6)),
-                "passage": " ".join(rng.choices(WORDS, k=100)),
-                "score": hits - place,
+                "title": " ".join(rng.choices(WORDS, k=size.title_words)),
+                "passage": " ".join(rng.choices(WORDS, k=size.passage_words)),
+                "score": size.hits - place,
             }
-            for place in range(hits)
+            for place in range(size.hits)
         ],
-        "passage_depth": depth,
+        "passage_depth": size.passages,
         "deadline_ms": deadline_ms,
     }
-    data = json.dumps(search).encode()
+    return request(json.dumps(search).encode(), deadline_ms, large=size is LARGE)
+
+
+def request(data: bytes, deadline_ms: float | None, large: bool = False) -> Body:
+    """Put the head before a body."""
     head = (
         "POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(data)}\r\n"
@@ -165,6 +201,11 @@ def make_body(rng: random.Random, deadline_ms: float | None) -> Body:
     if deadline_ms is not None:  # as the plugin does
         head += f"{DEADLINE_HEADER}: {deadline_ms:g}\r\n"
     return Body(large, f"{head}\r\n".encode() + data)
+
+
+def callers_at_once() -> int:
+    """As many as keep every core at work, without a line to speak of."""
+    return usable_cores() + usable_cores() // 2
 
 
 async def closed_loop(callers: Callers, bodies: Sequence[Body], seconds: float) -> float:
@@ -181,7 +222,7 @@ async def closed_loop(callers: Callers, bodies: Sequence[Body], seconds: float) 
             place += 7
 
     begun = time.perf_counter()
-    await asyncio.gather(*(caller(n) for n in range(usable_cores() + usable_cores() // 2)))
+    await asyncio.gather(*(caller(n) for n in range(callers_at_once())))
     return done / (time.perf_counter() - begun)
 
 
@@ -243,7 +284,7 @@ async def measure(arguments: argparse.Namespace, port: int) -> None:
             cpu = after.cpu_seconds - before.cpu_seconds
             if factor in used:
                 cpu += used[factor].cpu_seconds
-            used[factor] = Used(after.megabytes, cpu)
+            used[factor] = after._replace(cpu_seconds=cpu)
     print(
         "| load | asked/s | in time/s | passages/s | in time per CPU s | complete "
         "| 429 / 503 / other | answered small / large | p50 ms | p95 | p99 | MB |"
@@ -255,6 +296,43 @@ async def measure(arguments: argparse.Namespace, port: int) -> None:
     await callers.close()
 
 
+async def endure(requests: int, port: int) -> None:
+    """Send so many requests, and print what the sidecar holds after each twentieth of them."""
+    rng = random.Random(0)
+    callers = Callers(port, limit_seconds=60)
+    statuses: Counter[int] = Counter()
+    sent = hung_up = 0
+    begun = time.perf_counter()
+
+    async def caller(until: int) -> None:
+        nonlocal sent, hung_up
+        while sent < until:
+            sent += 1
+            kind = sent % _EVERY
+            body = make_body(rng, None, PASSAGE if sent % 10 == 5 else TITLE)
+            if kind == 0:
+                await callers.hang_up(body)
+                hung_up += 1
+            elif kind == 1:
+                statuses[(await callers.ask(request(b"no JSON", None))).status] += 1
+            else:
+                statuses[(await callers.ask(body)).status] += 1
+
+    print("| requests | seconds | MB | open files | 200 / 400 / other | hung up |")
+    print("| --- " * 6 + "|")
+    for row in range(_ROWS + 1):
+        until = requests * row // _ROWS
+        await asyncio.gather(*(caller(until) for _ in range(callers_at_once())))
+        used = await callers.used()
+        other = statuses.total() - statuses[200] - statuses[400]
+        print(
+            f"| {sent} | {time.perf_counter() - begun:.0f} | {used.megabytes:.0f} "
+            f"| {used.open_files} | {statuses[200]} / {statuses[400]} / {other} | {hung_up} |",
+            flush=True,
+        )
+    await callers.close()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Start a sidecar, load it, print what came of it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -262,11 +340,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="over all loads")
     parser.add_argument("--deadline-ms", type=float, default=2000, help="of every search")
     parser.add_argument("--factors", type=float, nargs="+", default=[0.5, 1, 2, 10])
+    parser.add_argument("--requests", type=int, help="so many in place of the loads, for memory")
     arguments = parser.parse_args(argv)
     port = free_port()
     with SidecarProcess("127.0.0.1", port) as sidecar:
         print(sidecar.wait(), file=sys.stderr)
-        asyncio.run(measure(arguments, port))
+        asyncio.run(
+            endure(arguments.requests, port) if arguments.requests else measure(arguments, port)
+        )
 
 
 if __name__ == "__main__":

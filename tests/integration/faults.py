@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import trustme
 from opensearchpy import OpenSearch
 
 from plugin.engines import choose_engine
+from plugin.node import LocalCluster
 from plugin.sidecar.app import build_app
 from plugin.sidecar.settings import load_settings
 from tests.integration import corpus
@@ -59,6 +60,15 @@ class Fault(NamedTuple):
     timeout: str = "60s"
 
 
+class PairFault(NamedTuple):
+    """Something that goes wrong in a cluster of two nodes: the causes, by node, as in `Fault`."""
+
+    name: str
+    happening: Callable[[Sequence[World]], contextlib.AbstractContextManager[Any]]
+    causes: tuple[tuple[str, ...], tuple[str, ...]]
+    timeout: str = "60s"
+
+
 class Outcome(NamedTuple):
     """What one search got."""
 
@@ -68,8 +78,8 @@ class Outcome(NamedTuple):
 
 
 def stats(client: OpenSearch) -> dict[str, Any]:
-    """The statistics of the one node."""
-    answer = client.transport.perform_request("GET", "/_plugins/_title_rerank/stats")
+    """The statistics of the node that the client calls."""
+    answer = client.transport.perform_request("GET", "/_plugins/_title_rerank/stats/_local")
     assert answer["_nodes"] == {"total": 1, "successful": 1, "failed": 0}, answer
     (node,) = answer["nodes"].values()
     found: dict[str, Any] = node
@@ -95,6 +105,52 @@ def search(client: OpenSearch, page: dict[str, Any], timeout: str) -> Outcome:
     failures = after["failures"]
     causes = [name for name in failures if failures[name] != before["failures"][name]]
     return Outcome(found, causes, milliseconds)
+
+
+def check(
+    client: OpenSearch, page: dict[str, Any], outcome: Outcome, causes: Sequence[str]
+) -> None:
+    """See that it is the right page: the engine's, for one of the causes; reranked for none."""
+    said = corpus.report(outcome.found)
+    if causes:
+        own = corpus.unpiped(client, **page)
+        assert outcome.found["hits"] == own["hits"]
+        assert said["applied"] is False
+        assert said["reason"]
+        assert len(outcome.causes) == 1
+        assert outcome.causes[0] in causes
+    else:
+        window = corpus.unpiped(client, **{**page, "from": 0, "size": corpus.WINDOW})
+        start = page.get("from", 0)
+        expected = corpus.ids(window)[::-1][start : start + page["size"]]
+        assert corpus.ids(outcome.found) == expected
+        assert said["applied"]
+        assert outcome.causes == []
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[list[World]]:
+    """Start a cluster of two nodes that share an index, each with an own sidecar's address."""
+    with contextlib.ExitStack() as stack:
+        sidecars = [stack.enter_context(contextlib.closing(SidecarPort())) for _ in range(2)]
+        names = ("node-1", "node-2")
+        cluster = LocalCluster(
+            nodes=2,
+            heap="512m",
+            java_options=["-XX:TieredStopAtLevel=1"],
+            settings=PATIENT,
+            node_settings={
+                name: {_URLS: [sidecar.url]} for name, sidecar in zip(names, sidecars, strict=True)
+            },
+        )
+        stack.callback(cluster.stop)
+        cluster.start()
+        clients = [
+            stack.enter_context(contextlib.closing(OpenSearch([url], timeout=60)))
+            for url in cluster.urls
+        ]
+        corpus.make_index(clients[0], default=None, shards=2)
+        yield [World(*each) for each in zip(clients, sidecars, strict=True)]
 
 
 # Ways to go wrong.
@@ -264,19 +320,69 @@ FAULTS = [
 ]
 
 
-def table(world: World) -> Iterator[str]:
-    """Let everything go wrong in turn; gives the lines of a table in Markdown."""
-    yield "| the sidecar | time limit | the search gets | after | counted as |"
-    yield "| --- | --- | --- | --- | --- |"
-    page = corpus.body_of(size=10)
+@contextlib.contextmanager
+def _both(worlds: Sequence[World]) -> Iterator[None]:
+    """Both nodes know both addresses, and at the first there is a sidecar."""
+    with (
+        worlds[0].sidecar.serving(_sidecar()),
+        addresses(worlds[0], *(world.sidecar.url for world in worlds)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _each(worlds: Sequence[World], second: Any) -> Iterator[None]:
+    """At the first node's address there is a sidecar, at the second's an app, if any."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(worlds[0].sidecar.serving(_sidecar()))
+        if second is not None:
+            stack.enter_context(worlds[1].sidecar.serving(second))
+        yield
+
+
+PAIR_FAULTS = [
+    PairFault("two nodes that share two sidecars, one is gone", _both, ((), ())),
+    PairFault(
+        "two nodes, each with a sidecar of its own, the second's is gone",
+        lambda worlds: _each(worlds, None),
+        ((), ("unreachable",)),
+    ),
+    PairFault(
+        "two nodes, each with a sidecar of its own, the second's says nothing",
+        lambda worlds: _each(worlds, endless(None)),
+        ((), ("timeout",)),
+        SHORT,
+    ),
+]
+
+PAGE = corpus.body_of(size=10)
+HEAD = """\
+| the sidecar | time limit | the search gets | after | counted as |
+| --- | --- | --- | --- | --- |"""
+
+
+def row(name: str, timeout: str, outcome: Outcome) -> str:
+    """One line of a table in Markdown."""
+    got = f"the {'sidecar' if corpus.report(outcome.found)['applied'] else 'engine'}'s order"
+    causes = ", ".join(outcome.causes) or "reranked"
+    limit = timeout if timeout == SHORT else ""
+    return f"| {name} | {limit} | {got} | {outcome.milliseconds:.0f} ms | `{causes}` |"
+
+
+def rows(world: World) -> Iterator[str]:
+    """Let everything go wrong in turn."""
     for fault in FAULTS:
         with fault.happening(world):
-            outcome = search(world.client, page, fault.timeout)
-        said = corpus.report(outcome.found)
-        got = "the sidecar's order" if said["applied"] else "the engine's order"
-        causes = ", ".join(outcome.causes) or "reranked"
-        limit = fault.timeout if fault.timeout == SHORT else ""
-        yield f"| {fault.name} | {limit} | {got} | {outcome.milliseconds:.0f} ms | `{causes}` |"
+            yield row(fault.name, fault.timeout, search(world.client, PAGE, fault.timeout))
+
+
+def pair_rows(worlds: Sequence[World]) -> Iterator[str]:
+    """The same for two nodes; a search by way of each."""
+    for fault in PAIR_FAULTS:
+        with fault.happening(worlds):
+            for number, world in enumerate(worlds, 1):
+                outcome = search(world.client, PAGE, fault.timeout)
+                yield row(f"{fault.name}: by node {number}", fault.timeout, outcome)
 
 
 def main() -> None:
@@ -289,10 +395,22 @@ def main() -> None:
         contextlib.closing(OpenSearch([engine.url], timeout=60)) as client,
     ):
         corpus.make_index(client, default=None)
-        with sidecar.serving(_sidecar()):  # classes are loaded by a first search
-            search(client, corpus.body_of(size=10), "60s")
-        for line in table(World(client, sidecar)):
+        world = World(client, sidecar)
+        _warm_up(world)
+        print(HEAD)
+        for line in rows(world):
             print(line, flush=True)
+    with two_nodes() as worlds:
+        for world in worlds:
+            _warm_up(world)
+        for line in pair_rows(worlds):
+            print(line, flush=True)
+
+
+def _warm_up(world: World) -> None:
+    """Search once: that loads classes."""
+    with world.sidecar.serving(_sidecar()):
+        search(world.client, PAGE, "60s")
 
 
 if __name__ == "__main__":

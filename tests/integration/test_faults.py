@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from opensearchpy.exceptions import TransportError
 from plugin.sidecar.app import build_app
 from plugin.sidecar.settings import load_settings
 from tests.integration import corpus
-from tests.integration.corpus import INDEX, WINDOW, ids, pipeline, report, unpiped
+from tests.integration.corpus import INDEX, pipeline, report, unpiped
 from tests.integration.fakes import (
     Backwards,
     Gate,
@@ -30,9 +31,11 @@ from tests.integration.fakes import (
 )
 from tests.integration.faults import (
     FAULTS,
+    SHORT,
     Fault,
     World,
     addresses,
+    check,
     put_settings,
     search,
     stats,
@@ -77,20 +80,13 @@ def breaker(client: OpenSearch) -> str:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_every_search_has_an_answer_and_its_cause_is_counted(world: World, fault: Fault) -> None:
-    own = unpiped(world.client, **PAGE)
-    window = unpiped(world.client, **{**PAGE, "from": 0, "size": WINDOW})
     with fault.happening(world):
         outcome = search(world.client, PAGE, fault.timeout)
-    if fault.causes:
-        assert outcome.found["hits"] == own["hits"]
-        assert report(outcome.found)["applied"] is False
-        assert report(outcome.found)["reason"]
-        assert len(outcome.causes) == 1
-        assert outcome.causes[0] in fault.causes
-    else:
-        assert ids(outcome.found) == ids(window)[::-1][3:7]
-        assert report(outcome.found)["applied"]
-        assert outcome.causes == []
+        if fault.timeout == SHORT:  # a busy machine keeps it now and then; a wrong limit, never
+            more = (search(world.client, PAGE, SHORT) for _ in range(20))
+            times = (each.milliseconds for each in itertools.chain([outcome], more))
+            assert any(milliseconds <= 300 + 50 for milliseconds in times)
+    check(world.client, PAGE, outcome, fault.causes)
     # The next search finds nothing but a sidecar that is well.
     with world.sidecar.serving(backwards()):
         assert report(search(world.client, PAGE, "60s").found)["applied"]
@@ -114,9 +110,12 @@ def test_failures_leave_nothing_behind(world: World) -> None:
     fail(1)
     files, threads = in_use()
     fail(8)
+    for fault in FAULTS:
+        with fault.happening(world):
+            search(world.client, PAGE, fault.timeout)
     assert stats(world.client)["in_flight"] == 0
     assert [one["in_flight"] for one in stats(world.client)["sidecars"]] == [0]
-    # 40 failures later; Java's client closes what it was told to close within seconds.
+    # Java's client closes what it was told to close within seconds.
     wait_until(lambda: in_use()[0] <= files + 10 and in_use()[1] <= threads + 10)
 
 

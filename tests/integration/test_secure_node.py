@@ -1,8 +1,10 @@
-"""A node of its own: certificates are read when it starts, and it is stopped under load."""
+"""A node of its own: certificates are read when it starts, and it restarts under load."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -14,11 +16,11 @@ from cryptography.hazmat.primitives import serialization as forms
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import OpenSearchException
 
-from plugin.node import LocalCluster
+from plugin.node import LocalCluster, NodeError
 from plugin.sidecar.app import build_app
 from plugin.sidecar.settings import load_settings
 from tests.integration import corpus
-from tests.integration.corpus import INDEX, hits_of, pipeline, report, unpiped
+from tests.integration.corpus import INDEX, hits_of, ids, pipeline, report, unpiped
 from tests.integration.fakes import PATIENT, Backwards, Recorder, SidecarPort
 from tests.integration.faults import World, addresses, search
 
@@ -32,7 +34,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def test_certificates_and_an_end_under_load(needs_local_node: None, tmp_path: Path) -> None:
+def test_certificates_and_a_restart_under_load(needs_local_node: None, tmp_path: Path) -> None:
     authority = trustme.CA()
     ours = authority.issue_cert("node.example")
     files = {
@@ -62,8 +64,12 @@ def test_certificates_and_an_end_under_load(needs_local_node: None, tmp_path: Pa
         stack.enter_context(serving(right, "127.0.0.1", authority))
         stack.enter_context(serving(other_host, "elsewhere.example", authority))
         stack.enter_context(serving(other_authority, "127.0.0.1", trustme.CA()))
+        data = Path(tempfile.mkdtemp())
+        stack.callback(shutil.rmtree, data, ignore_errors=True)
+        data.chmod(0o755)  # the node may run as another user
         node = LocalCluster(
             heap="512m",
+            data=data,
             java_options=["-XX:TieredStopAtLevel=1"],
             sidecar_urls=[right_url],
             settings={
@@ -89,28 +95,44 @@ def test_certificates_and_an_end_under_load(needs_local_node: None, tmp_path: Pa
             answer = client.transport.perform_request("POST", "/_nodes/reload_secure_settings")
             assert all("reload_exception" not in one for one in answer["nodes"].values())
             assert report(search(client, PAGE, "60s").found)["applied"]
+            own = ids(unpiped(client, **PAGE))
+            window = unpiped(client, **{**PAGE, "from": 0, "size": corpus.WINDOW})
+            pages = {True: ids(window)[::-1][3:7], False: own}
 
         stop = threading.Event()
         answered: list[dict[str, Any]] = []
 
-        def load(url: str) -> None:
-            with contextlib.closing(OpenSearch([url], timeout=60, max_retries=0)) as client:
-                while not stop.is_set():
-                    with contextlib.suppress(OpenSearchException):  # it goes away meanwhile
+        def load() -> None:
+            while not stop.is_set():
+                # It goes away meanwhile, and comes back at another address.
+                with (
+                    contextlib.suppress(OpenSearchException, NodeError),
+                    contextlib.closing(OpenSearch([node.url], timeout=60, max_retries=0)) as client,
+                ):
+                    while not stop.is_set():
                         body = {**PAGE, "search_pipeline": pipeline()}
                         answered.append(client.search(index=INDEX, body=body))
+                stop.wait(0.1)
 
-        threads = [threading.Thread(target=load, args=[node.url]) for _ in range(3)]
+        def reranked() -> int:
+            return sum(report(found)["applied"] for found in list(answered))
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
         for thread in threads:
             thread.start()
         try:
-            wait_until(lambda: len(answered) > 10)
+            wait_until(lambda: reranked() > 10)
             node.stop()
+            before = reranked()
+            node.start()
+            wait_until(lambda: reranked() > before + 10)
         finally:
             stop.set()
             for thread in threads:
                 thread.join()
-        assert all(len(hits_of(found)) == 4 for found in answered)
+        for found in answered:  # a whole page each, whether or not the node was just going
+            assert ids(found) == pages[report(found)["applied"]]
+            assert found["_shards"]["failed"] == 0
 
 
 def _pkcs8(issued: trustme.LeafCert) -> str:

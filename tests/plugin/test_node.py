@@ -340,6 +340,7 @@ def test_a_cache_folder_that_the_nodes_user_cannot_enter_is_refused(
         {"heap": "0m"},
         {"with_plugin": False, "sidecar_urls": ["http://sidecar"]},
         {"secure_settings": {"a": "two\nlines"}},
+        {"node_settings": {"node-2": {}}},
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
@@ -351,9 +352,16 @@ def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
 
 @given(st.integers(1, 4), st.integers(1, 9))
 def test_settings_form_one_cluster_of_any_size(nodes: int, number: int) -> None:
-    options = ClusterOptions(nodes=nodes, sidecar_urls=["http://one", "http://two"])
     name = f"node-{min(number, nodes)}"
+    options = ClusterOptions(
+        nodes=nodes,
+        sidecar_urls=["http://one", "http://two"],
+        settings={"a": 1, "b": 2},
+        node_settings={name: {"b": 3}},
+    )
     settings = cluster._settings(options, name, 9200, [9300 + n for n in range(nodes)])
+    assert (settings["a"], settings["b"]) == (1, 3)
+    assert cluster._settings(options, "another", 9200, [9300] * nodes)["b"] == 2
     assert settings["title_rerank.sidecar.urls"] == ["http://one", "http://two"]
     assert settings["network.host"] == "127.0.0.1"
     if nodes == 1:

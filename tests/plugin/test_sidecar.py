@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from plugin.sidecar.app import build_app
 from plugin.sidecar.protocol import RerankRequest, RerankResponse
 from plugin.sidecar.settings import load_settings
-from reranker import Cascade, Hit, RankedHit, RerankResult
+from reranker import Cascade, Hit, RankedHit, RerankResult, StageReport
 from tests.plugin.sidecar.fakes import Gated, background, search, sentence, serving, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -211,6 +211,16 @@ def test_the_key_is_asked_of_searches(cascade: Cascade) -> None:
         headers = {"authorization": "Bearer open-sesame"}
         assert client.post("/rerank", json=search(), headers=headers).status_code == 200
         assert client.get("/health").status_code == 200  # for those who watch the process
+        # The body counts for nothing, and is taken in all the same: over unread bytes the
+        # connection would be reset, and the caller may not see why.
+        with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as raw:
+            raw.sendall(b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+            raw.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                raw.recv(1000)
+            raw.settimeout(60)
+            raw.sendall(b"}")
+            assert b" 401 " in raw.recv(1000)
 
 
 def test_half_a_surrogate_pair_costs_no_search_its_reranking(client: httpx.Client) -> None:
@@ -297,6 +307,7 @@ def test_the_line_is_bounded() -> None:
 
 
 UNREAD = "titlecast_unread_refusals_total {:.1f}\n"
+WAITING = "titlecast_waiting_requests {:.1f}\n"
 
 
 def test_what_is_one_too_many_is_not_read() -> None:
@@ -359,6 +370,32 @@ def test_work_is_judged_by_the_leanest_body_of_late(before: dict[str, Any], unre
             metrics = client.get("/metrics").text
             gated.open.set()
     assert UNREAD.format(unread) in metrics
+
+
+@pytest.mark.parametrize(("complete", "status"), [(True, 200), (False, 429)])
+def test_the_line_counts_passages_as_far_as_they_are_read(complete: bool, status: int) -> None:
+    class Sparing(Gated):
+        """Stops early: once nothing more is to be won, or where the time is used up."""
+
+        def rerank(self, *args: Any, **more: Any) -> RerankResult:
+            hits, stages, _ = super().rerank(*args, **more)
+            return RerankResult(
+                hits, [*stages, StageReport("passage", 1, 1.0, tokens=10)], complete
+            )
+
+    sparing = Sparing()
+    limits = load_settings(max_concurrent=1, max_waiting_tokens=300)
+    body = search(hits=[{"title": "merge", "passage": "x" * 400}] * 2)  # 200 tokens, if all is read
+    with serving(build_app(sparing, limits)) as client:
+        sparing.open.set()
+        assert client.post("/rerank", json=body).status_code == 200
+        sparing.open.clear()
+        with background(client, body):
+            wait_until(lambda: len(sparing.asked) == 2)
+            with background(client, body, body) as others:
+                wait_until(lambda: bool(others) or WAITING.format(2) in client.get("/metrics").text)
+                sparing.open.set()
+        assert sorted(answer.status_code for answer in others) == [200, status]
 
 
 def test_a_body_that_is_not_read_may_not_dawdle() -> None:

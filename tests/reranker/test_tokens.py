@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reranker.stages import SHIPPED
 from reranker.tokens import Tokenizer
 from tests.reranker.conftest import WORDS, small_tokenizer
 
@@ -15,6 +16,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("tokens") / "tokenizer.json"
     path.write_text(small_tokenizer(), "utf-8")
     return Tokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def shipped_tokenizer() -> Tokenizer:
+    return Tokenizer(SHIPPED / "passage" / "tokenizer.json")
 
 
 words = st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join)
@@ -38,6 +44,34 @@ def test_the_limit_holds_and_truncation_is_said(tokenizer, text, limit):
     assert len(encoded.ids) == min(length, limit)
     assert encoded.truncated == (length > limit)
     assert encoded.ids[-1] == 3
+
+
+@given(text=words, most=st.integers(0, 40))
+@settings(deadline=None)
+def test_a_head_is_the_first_tokens(tokenizer, text, most):
+    head, size = tokenizer.head(text, most)
+    assert text.startswith(head)
+    assert head.split() == text.split()[:most]
+    assert size == len(head.split())
+
+
+@pytest.mark.parametrize("text", ["\ud800 merge", "m\u0301erge\u202e lists", " " * 1000, "\x00"])
+def test_a_head_of_any_text_is_its_start(tokenizer, text):
+    for most in (0, 1, 2, 10**12):
+        head, size = tokenizer.head(text, most)
+        assert text.startswith(head)
+        assert size <= most
+        assert tokenizer.count([head]) == [size]
+
+
+def test_a_head_ends_within_a_word(shipped_tokenizer):
+    text = "electroencephalography of sleepers"
+    (whole,) = shipped_tokenizer.encode([text], 100)
+    for most in range(len(whole.ids) - 1):
+        head, size = shipped_tokenizer.head(text, most)
+        (found,) = shipped_tokenizer.encode([head], 100)
+        assert size == most == len(found.ids) - 2
+        assert found.ids.tolist()[1:-1] == whole.ids.tolist()[1 : 1 + most]
 
 
 @given(head=words, body=words, limit=st.integers(8, 40), most=st.integers(1, 4))

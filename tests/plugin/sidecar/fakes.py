@@ -62,6 +62,9 @@ class Gated:
         self.warm = False
         self.open = threading.Event()
 
+    def cut(self, hits: Sequence[Hit], most_tokens: int) -> tuple[list[Hit], int]:
+        return [hit._replace(passage=hit.passage[:most_tokens]) for hit in hits], 0
+
     def rerank(
         self,
         query: str,

@@ -242,6 +242,21 @@ def test_whoever_goes_away_leaves_the_line(moment: str) -> None:
     run(test())
 
 
+def test_passages_count_as_far_as_searches_like_it_read_them() -> None:
+    line = Line(1, 1, 1000)
+    assert line.expect(Work(100, 2000)) == Work(100, 2000)  # nothing is known yet
+    line.observe_passages(2000, 500)
+    assert line.expect(Work(100, 2000)) == Work(100, 500)
+    assert line.expect(Work(100, 0)) == Work(100, 0)
+    line.observe_passages(200, 200)  # small ones are a small part of the work
+    assert 500 < line.expect(Work(0, 2000)).passages < 700
+    for _ in range(100):
+        line.observe_passages(1000, 1000)
+    assert line.expect(Work(0, 2000)).passages == pytest.approx(2000, rel=0.01)
+    line.observe_passages(1, 10**6)  # more than was foreseen
+    assert line.expect(Work(0, 2000)).passages > 2000
+
+
 searches = st.lists(
     st.tuples(
         st.integers(0, 3000), st.none() | st.floats(0.01, 5), st.sampled_from(["go", "leave"])
@@ -290,6 +305,8 @@ def test_work_is_what_the_models_would_read() -> None:
     assert both.passages == 2 * (2 + 441 // 4)
     assert estimate("q" * 40, hits, 1).passages == both.passages / 2
     assert estimate("q", hits, 0).passages == 0
+    assert estimate("q" * 40, hits, 2, most_tokens=10**6) == both
+    assert estimate("q" * 40, hits, 2, most_tokens=5) == Work(7 + 12, 2 * 7)
     huge = estimate("q" * 10**6, [Hit("a", "t" * 10**6, "p" * 10**6)], 10**9)
     assert huge == Work(128, 1024)
     assert estimate("\ud800", [Hit("a", "\ud800", "\ud800")], 1).tokens < 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from plugin.sidecar.app import build_app
 from plugin.sidecar.cohere import CohereRequest, CohereV1Request, to_search
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade, Hit
-from tests.plugin.sidecar.fakes import serving
+from tests.plugin.sidecar.fakes import Gated, serving
 
 QUERY = "merge several sorted lists"
 DOCUMENTS = [
@@ -118,7 +119,52 @@ def test_long_documents_are_said_to_be_cut(v2: cohere.ClientV2) -> None:
     assert answer.meta.warnings == ["1 texts were longer than the passage model reads"]
     answer = v2.rerank(model="etr", query=QUERY, documents=STRINGS, max_tokens_per_doc=4096)
     assert answer.meta
-    assert "max_tokens_per_doc is not applied" in (answer.meta.warnings or [""])[0]
+    assert answer.meta.warnings is None
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_more_is_read_of_a_document_than_is_allowed(
+    v2: cohere.ClientV2, url: str, http: httpx.Client, model: str
+) -> None:
+    # The words that matter come fourth: of three tokens nothing is left that tells these apart.
+    same = ["one two three merge several sorted lists", "one two three red blue green"]
+    apart, alike = (
+        v2.rerank(model=model, query=QUERY, documents=same, max_tokens_per_doc=most)
+        for most in (100, 3)
+    )
+    assert apart.results[0].relevance_score > apart.results[1].relevance_score
+    assert alike.results[0].relevance_score == alike.results[1].relevance_score
+    assert apart.meta
+    assert apart.meta.warnings is None
+    assert alike.meta
+    assert alike.meta.warnings == ["2 documents were cut to max_tokens_per_doc"]
+    metrics = http.get(f"{url}/metrics", headers={"Authorization": "Bearer open-sesame"}).text
+    assert re.search(r'truncated_texts_total\{stage="request"\} [1-9]', metrics)
+
+
+def test_title_and_text_are_cut_together(v2: cohere.ClientV2, cascade: Cascade) -> None:
+    hits, cut = cascade.cut([Hit("a", "merge lists", "one two three"), Hit("b", "merge")], 3)
+    assert [hit[:3] for hit in hits] == [("a", "merge lists", "one "), ("b", "merge", "")]
+    assert cut == 1
+    with pytest.raises(ValueError, match="give 1 or more"):
+        cascade.cut(hits, 0)
+    documents: list[Any] = [{"title": hit.title, "text": hit.passage} for hit in hits]
+    longer: list[Any] = [{"title": "merge lists", "text": "one two three"}, {"title": "merge"}]
+    whole = v2.rerank(model="passage", query=QUERY, documents=documents)
+    short = v2.rerank(model="passage", query=QUERY, documents=longer, max_tokens_per_doc=3)
+    assert short.results == whole.results
+
+
+def test_documents_that_are_cut_are_less_work(url: str, http: httpx.Client) -> None:
+    body = {"query": QUERY, "documents": ["merge " * 3000] * 20, "model": "passage"}
+    with serving(build_app(Gated(), load_settings(max_request_tokens=2000))) as client:
+        assert client.post("/v2/rerank", json=body).status_code == 413
+    answer = http.post(
+        f"{url}/v2/rerank",
+        json={**body, "max_tokens_per_doc": 20},
+        headers={"Authorization": "Bearer open-sesame"},
+    )
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(

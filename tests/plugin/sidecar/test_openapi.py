@@ -14,6 +14,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
 from plugin.sidecar.app import build_app
+from plugin.sidecar.protocol import DEADLINE_HEADER
 from plugin.sidecar.settings import load_settings
 from tests.plugin.sidecar.fakes import Gated, serving
 
@@ -33,6 +34,7 @@ CHECKED = [
         "status_code_conformance",
         "content_type_conformance",
         "response_schema_conformance",
+        "response_headers_conformance",
         "negative_data_rejection",
     )
 ]
@@ -76,6 +78,7 @@ def test_every_status_is_documented(document: dict[str, Any]) -> None:
         assert set(responses) == STATUSES
         error = "CohereError" if path != "/rerank" else "ErrorResponse"
         for status, response in responses.items():
+            assert ("Retry-After" in response.get("headers", {})) == (status in ("429", "503"))
             if status not in ("200", "499"):
                 schema = response["content"]["application/json"]["schema"]
                 assert schema == {"$ref": f"#/components/schemas/{error}"}
@@ -84,3 +87,16 @@ def test_every_status_is_documented(document: dict[str, Any]) -> None:
         *("/rerank", "/v1/rerank", "/v2/rerank"),
     }
     assert set(document["paths"]["/readyz"]["get"]["responses"]) >= {"200", "503"}
+
+
+def test_headers_and_keys_are_documented(document: dict[str, Any]) -> None:
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        search = document["paths"][path]["post"]
+        headers = {each["name"] for each in search["parameters"] if each["in"] == "header"}
+        assert headers == {DEADLINE_HEADER, "X-Opaque-Id", "traceparent", "tracestate"}
+        assert not any(each.get("required") for each in search["parameters"])
+        (scheme,), none = search["security"]
+        assert none == {}
+        assert document["components"]["securitySchemes"][scheme]["scheme"] == "bearer"
+    assert "security" in document["paths"]["/metrics"]["get"]
+    assert "security" not in document["paths"]["/livez"]["get"]
