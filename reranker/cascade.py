@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 # Titles between two looks at the caller: enough of them to be batched well.
 _TITLES = 256
-# A chunk may take this share of the time left: a wrong estimate costs no more than that.
-_SHARE = 0.5
+# A chunk may take this share of the time left: a wrong estimate costs no more than that. The last
+# one may be a single passage, which must leave some time, too.
+_SHARE, _SHARE_OF_ONE = 0.5, 0.75
 # What a token is taken to cost before any was measured.
 _FIRST_GUESS_MS = 0.05
 
@@ -273,7 +274,7 @@ class Cascade:
 
     def _fitting(self, sizes: Sequence[float], left_ms: float) -> int:
         """How many of the next passages are the next chunk; 0: not one fits into the time."""
-        if self._cost.of(sizes[0]) > left_ms:
+        if self._cost.of(sizes[0]) > _SHARE_OF_ONE * left_ms:
             return 0
         count = 1
         tokens = sizes[0]
