@@ -118,6 +118,14 @@ def test_nothing_to_rank(cascade):
     assert cascade.rerank(QUERY, []).hits == []
 
 
+def test_a_chunk_leaves_time_for_the_answer(cascade):
+    lone = Cascade(cascade.title, cascade.passage, cascade.fusion)
+    lone._cost = Cost(1.0)  # ms a token
+    assert lone._fitting([70.0, 70.0], 100.0) == 1
+    assert lone._fitting([80.0, 80.0], 100.0) == 0
+    assert lone._fitting([20.0] * 4, 100.0) == 2
+
+
 def test_a_used_deadline_leaves_passages_out_and_says_so(cascade):
     hits = some_hits(10)
     result = cascade.rerank(QUERY, hits, passage_depth=10, deadline_ms=1e-6)
