@@ -165,7 +165,7 @@ def score_windows(
 
     Passages are read for the `depth` hits that titles and BM25 together put first, as in a
     cascade. Sets of pages (KILT, HoVer) have titles only, and BM25 is over these. Sets of less
-    than a tenth of the largest one's windows are left out: they would count as much as it does.
+    than a third of the largest one's windows are left out: they would count as much as it does.
     """
     found: dict[str, list[Window]] = {}
     engines: dict[tuple[str, bool], BM25] = {}
@@ -201,9 +201,9 @@ def score_windows(
 
 
 def without_small(sets: dict[str, list[Window]]) -> dict[str, list[Window]]:
-    """The sets that have at least a tenth of the largest one's windows."""
+    """The sets that have at least a third of the largest one's windows."""
     most = max(map(len, sets.values()), default=0)
-    few = [name for name, windows in sets.items() if 10 * len(windows) < most]
+    few = [name for name, windows in sets.items() if 3 * len(windows) < most]
     if few:
         log.info("left out, for they have few windows: %s", ", ".join(few))
     return {name: windows for name, windows in sets.items() if name not in few}

@@ -183,7 +183,7 @@ def test_a_fusion_finds_the_feature_that_tells(data):
 
 def test_sets_with_few_windows_are_left_out():
     window = Window(*np.zeros((3, 2)), np.array([True, False]))
-    sets = {"large": [window] * 21, "small": [window] * 3, "few": [window] * 2}
+    sets = {"large": [window] * 7, "small": [window] * 3, "few": [window] * 2}
     assert list(without_small(sets)) == ["large", "small"]
     assert without_small({}) == {}
 
