@@ -42,18 +42,23 @@ def needed(requirement: Requirement, extras: set[str]) -> bool:
 
 
 def serving_dependencies() -> dict[str, list[Requirement]]:
-    """All that serving needs and what is asked of each, by what the packages here say of it."""
+    """All that serving needs and what is asked of each, by what the packages here say of it.
+
+    What a package of another version than the pinned one asks says nothing of the pins: a release
+    made since then would break the test, not the image.
+    """
     project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text("utf-8"))["project"]
     found: dict[str, list[Requirement]] = {}
-    ahead = [Requirement(line) for line in project["dependencies"]]
+    ahead = [(Requirement(line), True) for line in project["dependencies"]]
     while ahead:
-        requirement = ahead.pop()
+        requirement, counts = ahead.pop()
         name = canonicalize_name(requirement.name)
         if name not in found:
             lines = importlib.metadata.requires(name) or []
             inner = [Requirement(line) for line in lines]
-            ahead += [each for each in inner if needed(each, requirement.extras)]
-        found.setdefault(name, []).append(requirement)
+            pinned = f"{name}=={importlib.metadata.version(name)}" in PINS.get(name, ())
+            ahead += [(each, pinned) for each in inner if needed(each, requirement.extras)]
+        found.setdefault(name, []).extend([requirement] if counts else [])
     return found
 
 

@@ -300,7 +300,7 @@ def test_uneven_shares_are_refused(data, backbone, tmp_path, monkeypatch):
 
 def test_settings_that_exclude_each_other_are_refused():
     sources = {"sources": [{"path": "x"}]}
-    with pytest.raises(ValueError, match="stored scores"):
+    with pytest.raises(ValueError, match="only a network scores"):
         Recipe.model_validate({"task": "title", "data": sources, "augment": {}, "taught_by": {}})
     keep = {"corpora": ["x"]}
     with pytest.raises(ValueError, match="keep needs a title model"):
