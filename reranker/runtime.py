@@ -83,6 +83,7 @@ class BroadcastModel:
         self._reads = self._query.outputs
         facts = self._lower.facts
         self._after_query = facts["places"] == "query"
+        self._first = int(facts["places"] == "1")
         # Without layers below the query, or with positions that follow it, nothing is worth
         # keeping.
         worth = not self._after_query and int(facts["first_query_layer"]) > 0
@@ -99,7 +100,9 @@ class BroadcastModel:
     def score(self, query: Later[dict[str, Any]], rows: Sequence[Row]) -> NDArray[np.float32]:
         """Logits (n,); the query's states are handed to every batch as they are."""
         scores = np.empty(len(rows), dtype=np.float32)
-        first = int(query.get()["keys"].shape()[-1]) if self._after_query else 0
+        first = int(query.get()["keys"].shape()[-1]) if self._after_query else self._first
+        if self._first:  # a network with sinks reads no special tokens, if there are others
+            rows = [row[1:-1] if len(row) > 2 else row[-1:] for row in rows]
         begun: list[tuple[Layout, Any]] = []  # before the query was read
 
         def begin(layout: Layout | None) -> None:

@@ -17,7 +17,9 @@ nothing is copied per text:
 
 `lower` and `upper` read texts packed into R rows of W tokens, several short ones to a row:
 `owner` says which text each token belongs to (-1: none), `places` is its position in that text,
-and a token attends within its own text. `states` are half floats where the weights are int8.
+and a token attends within its own text. With sinks texts come without their special tokens, and
+the sinks are the first of the query's keys and values. `states` are half floats where the weights
+are int8.
 
 Int8: weights are quantized per output column to 7 bits (on CPUs without VNNI onnxruntime's
 u8 x s8 kernel would overflow with 8), activations per tensor with *fixed* scales measured on
@@ -37,11 +39,11 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from reranker.models.broadcast import BroadcastEncoder
+from reranker.models.broadcast import SINKS, BroadcastEncoder, without_special
 from reranker.models.pair import PairEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -156,8 +158,14 @@ class _Graph:
             q, k, v = self.split_heads(x, depth)  # (A, Q, D) each
             logits = self.op("FusedMatMul", [q, k], domain="com.microsoft", transB=1)
             weights = self.op("Softmax", [logits], axis=-1)
-            keys.append(self.op("Transpose", [k], perm=[0, 2, 1]))
-            values.append(v)
+            turned = self.op("Transpose", [k], perm=[0, 2, 1])  # (A, D, Q)
+            if c.sinks:  # so that the texts read both in one product
+                sinks = self.sinks(depth)
+                keys.append(self.op("Concat", [sinks[0], turned], axis=2))
+                values.append(self.op("Concat", [sinks[1], v], axis=1))
+            else:
+                keys.append(turned)
+                values.append(v)
             x = self.finish(x, self.op("MatMul", [weights, v]), depth)
         for name, parts in (("keys", keys), ("values", values)):
             stacked = [self.op("Unsqueeze", [part, self.ints("axis0", [0])]) for part in parts]
@@ -178,8 +186,10 @@ class _Graph:
         self.op("Cast", [x], output="states", to=self.states_type())
         packed = [(name, TensorProto.INT64, ["R", "W"]) for name in ("ids", "places", "owner")]
         made = self.model(packed, [("states", self.states_type(), ["P", c.hidden])])
-        # Where a text's positions start decides whether its states can be kept for other queries.
-        facts = {"first_query_layer": c.first_query_layer, "places": "query" if scratch else "0"}
+        # Where a text's positions start decides whether its states can be kept for other queries,
+        # and whether it is read with its special tokens.
+        places = "query" if scratch else "1" if c.sinks else "0"
+        facts = {"first_query_layer": c.first_query_layer, "places": places}
         helper.set_model_props(made, {name: str(value) for name, value in facts.items()})
         return made
 
@@ -188,25 +198,20 @@ class _Graph:
         query_width = self.op("Gather", [self.op("Shape", ["keys"]), self.ints("three", 3)])
         self.rows("owner")
         x = self.op("Cast", ["states"], to=TensorProto.FLOAT)
-        mask, apart, flat = self.own_mask(), self.apart(), self.flat()
-        cut = self.concat(["width", query_width])
+        shared = self.attention_to_all(query_width)
         for depth in range(c.first_query_layer, c.layers):
-            q, k, v = self.split_heads(x, depth)  # (A, P, D) each
-            qs, ks, vs = (self.op("Reshape", [t, apart]) for t in (q, k, v))  # (A, R, W, D)
-            own = self.op("FusedMatMul", [qs, ks], domain="com.microsoft", transB=1)
-            own = self.op("Reshape", [self.op("Add", [own, mask]), flat])  # (A, P, W)
             place = self.ints(f"layer{depth}", depth)
             keys = self.op("Gather", ["keys", place], axis=0)  # (A, D, Q)
             values = self.op("Gather", ["values", place], axis=0)  # (A, Q, D)
             bias = self.state["query_bias"][depth][:, None, None]  # (A, 1, 1)
-            read = self.op("MatMul", [q, keys])  # (A, P, Q): one matmul for all texts
-            read = self.op("Add", [read, self.tensor(f"query_bias.{depth}", bias)])
-            both = self.op("Softmax", [self.op("Concat", [own, read], axis=-1)], axis=-1)
-            ours, theirs = self.ops("Split", [both, cut], 2, axis=-1)  # (A, P, W), (A, P, Q)
-            ours = self.op("MatMul", [self.op("Reshape", [ours, apart]), vs])
-            context = self.op("Reshape", [ours, flat])  # (A, P, D)
-            context = self.op("Add", [context, self.op("MatMul", [theirs, values])])
-            x = self.finish(x, context, depth)
+            bias = self.tensor(f"query_bias.{depth}", bias)
+            if c.sinks:  # they come before the query and have no bias
+                none = self.tensor("no bias", np.zeros((c.heads, 1, SINKS)))
+                words = self.op("Sub", [query_width, self.ints("sinks", SINKS)])
+                one = self.ints("one", 1)
+                shape = self.concat([self.ints("heads", c.heads), one, words])
+                bias = self.op("Concat", [none, self.op("Expand", [bias, shape])], axis=2)
+            x = self.finish(x, shared(x, depth, keys, values, bias), depth)
         self.score(x)
         made = self.model(
             [
@@ -341,6 +346,11 @@ class _Graph:
 
     def own_layers(self, x: str, depths: range) -> str:
         """Layers in which a text's tokens read each other only: x (P, H) -> (P, H)."""
+        if self.config.sinks:
+            shared = self.attention_to_all(self.ints("sinks", SINKS))
+            for depth in depths:
+                x = self.finish(x, shared(x, depth, *self.sinks(depth)), depth)
+            return x
         mask, apart, flat = self.own_mask(), self.apart(), self.flat()
         for depth in depths:
             q, k, v = self.split_heads(x, depth)  # (A, P, D) each
@@ -350,6 +360,40 @@ class _Graph:
             context = self.op("Reshape", [self.op("MatMul", [weights, vs]), flat])
             x = self.finish(x, context, depth)
         return x
+
+    def attention_to_all(self, width: str) -> Callable[..., str]:
+        """What gives the context (A, P, D) of tokens that attend to their own text and to more.
+
+        `shared(x, depth, keys (A, D, Y), values (A, Y, D), bias)`: the Y of `width` are the same
+        for all texts; `bias` is added to their logits.
+        """
+        mask, apart, flat = self.own_mask(), self.apart(), self.flat()
+        cut = self.concat(["width", width])
+
+        def shared(x: str, depth: int, keys: str, values: str, bias: str = "") -> str:
+            q, k, v = self.split_heads(x, depth)  # (A, P, D) each
+            qs, ks, vs = (self.op("Reshape", [t, apart]) for t in (q, k, v))  # (A, R, W, D)
+            own = self.op("FusedMatMul", [qs, ks], domain="com.microsoft", transB=1)
+            own = self.op("Reshape", [self.op("Add", [own, mask]), flat])  # (A, P, W)
+            read = self.op("MatMul", [q, keys])  # (A, P, Y): one matmul for all texts
+            if bias:
+                read = self.op("Add", [read, bias])
+            both = self.op("Softmax", [self.op("Concat", [own, read], axis=-1)], axis=-1)
+            ours, theirs = self.ops("Split", [both, cut], 2, axis=-1)  # (A, P, W), (A, P, Y)
+            ours = self.op("MatMul", [self.op("Reshape", [ours, apart]), vs])
+            context = self.op("Reshape", [ours, flat])  # (A, P, D)
+            return self.op("Add", [context, self.op("MatMul", [theirs, values])])
+
+        return shared
+
+    def sinks(self, depth: int) -> tuple[str, str]:
+        """A layer's sinks: keys (A, D, 2), values (A, 2, D) scaled as `split_heads` does."""
+        c = self.config
+        name = f"layers.{depth}.output"
+        factors = self.factors(name, self.state[f"{name}.weight"].T).reshape(c.heads, 1, -1)
+        keys = self.state["sink_keys"][depth].transpose(0, 2, 1)
+        values = self.state["sink_values"][depth] / factors
+        return self.tensor(f"sink_keys.{depth}", keys), self.tensor(f"sink_values.{depth}", values)
 
     def split_heads(self, x: str, depth: int) -> list[str]:
         """X (P, H) -> query, key, value, each (A, P, D).
@@ -607,10 +651,11 @@ def measure_ranges(
         for query_ids, ids, mask in lists:
             current.update(reader="query", mask=None)
             read = model.encode_query(query_ids, torch.ones_like(query_ids, dtype=torch.bool))
-            current.update(reader="text", mask=mask)
+            seen = without_special(ids, mask)[1] if encoder.config.sinks else mask
+            current.update(reader="text", mask=seen)
             model.score(read, ids, mask)  # type: ignore[arg-type]
             if dual and isinstance(model, BroadcastEncoder):
-                current.update(reader="dual", mask=mask)
+                current.update(reader="dual", mask=seen)
                 model.encode_text(None, ids, mask)
     finally:
         for hook in hooks:

@@ -40,12 +40,14 @@ def restore(folder: Path, backbone: str) -> BroadcastEncoder:
         raise ValueError(f"{folder} does not fit the backbone {backbone}: it has more layers")
     scratch = "positions.1" in tensors
     late = "constant.token_match" in tensors
+    sinks = "sink_keys.0" in tensors
     model = from_bert(
         found.state,
         found.config,
         layers=biases[-1] + 1,
         first_query_layer=biases[0],
         start="scratch" if scratch else "bi-encoder",
+        sinks=sinks,
         **{name: float(tensors[f"constant.{name}"]) for name in _LATE if late},
     )
     state = model.state_dict()
@@ -74,6 +76,11 @@ def restore(folder: Path, backbone: str) -> BroadcastEncoder:
         put("scale", _scale(folder, tensors))
     if late:  # its scales are in the configuration
         put("token_weight", tensors["token_weight"].reshape(-1))
+    if sinks:
+        layers = range(model.config.layers)
+        keys = [tensors[f"sink_keys.{depth}"].transpose(0, 2, 1) for depth in layers]
+        put("sink_keys", np.stack(keys))
+        put("sink_values", np.stack([tensors[f"sink_values.{depth}"] for depth in layers]))
     bias = state["query_bias"].clone()
     for depth in biases:
         bias[depth] = torch.from_numpy(tensors[f"query_bias.{depth}"].reshape(-1).copy())

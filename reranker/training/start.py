@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from reranker.models.backbone import load_backbone
@@ -31,15 +33,19 @@ def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) ->
     """
     if recipe.start is not None:
         return started(Path(recipe.start), recipe)
-    broadcast = from_bert(state, bert, **recipe.model)
-    model = broadcast if recipe.architecture == "broadcast" else PairEncoder(broadcast)
+    changes = recipe.model | {"sinks": False}  # they come last, from the weights below
+    model = from_bert(state, bert, **changes)
+    if recipe.architecture == "pair":
+        return PairEncoder(model)
     taught_by = recipe.taught_by
     if taught_by is not None and taught_by.folder is not None and taught_by.layers:
         _, teacher = load_trained(Path(taught_by.folder), taught_by.blend)
-        if not isinstance(model, BroadcastEncoder) or not isinstance(teacher, BroadcastEncoder):
+        if not isinstance(teacher, BroadcastEncoder):
             raise ValueError("a network can take layers of a teacher of the broadcast architecture")
+        if teacher.config.sinks:
+            model = BroadcastEncoder(replace(model.config, sinks=True))
         model.load_state_dict(some_layers(teacher.state_dict(), taught_by.layers, model))
-    return model
+    return with_sinks(model, recipe)
 
 
 def load_state(recipe: Recipe, path: Path) -> Model:
@@ -73,7 +79,7 @@ def started(folder: Path, recipe: Recipe) -> Model:
             f"{folder} is a {task} model on {backbone}; the recipe is for a {recipe.task} model "
             f"on {recipe.backbone}"
         )
-    return with_tokens(model, recipe)
+    return with_sinks(with_tokens(model, recipe), recipe)
 
 
 def with_tokens(model: Model, recipe: Recipe) -> Model:
@@ -86,6 +92,24 @@ def with_tokens(model: Model, recipe: Recipe) -> Model:
     wider = BroadcastEncoder(replace(model.config, **asked))
     wider.load_state_dict(wider.state_dict() | model.state_dict())
     return wider
+
+
+def with_sinks(model: Model, recipe: Recipe) -> Model:
+    """The network with the sinks that the recipe asks for, where it has none yet.
+
+    They start as the mean over 512 texts of two random words each.
+    """
+    if not isinstance(model, BroadcastEncoder) or not recipe.model.get("sinks"):
+        return model
+    if model.config.sinks:
+        return model
+    tokenizer = Tokenizer.from_str(load_backbone(recipe.backbone).tokenizer_json)
+    tokenizer.no_padding()
+    texts = np.tile(np.array(tokenizer.encode("a b").ids), (512, 1))  # [CLS] a b [SEP]
+    words = np.random.default_rng(0).integers(model.config.vocabulary, size=(512, 2))
+    texts[:, 1:-1] = words
+    ids = torch.from_numpy(texts)
+    return model.add_sinks(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tuple[Recipe, Model]:
@@ -131,7 +155,7 @@ def some_layers(
         )
     state = {}
     for name in model.state_dict():
-        if name == "query_bias":
+        if name in ("query_bias", "sink_keys", "sink_values"):
             state[name] = teacher[name][list(layers)]
         elif name.startswith("layers."):
             _, depth, rest = name.split(".", 2)

@@ -16,6 +16,7 @@ from tests.reranker.conftest import SMALL, random_encoder
 
 SCRATCH = replace(SMALL, start="scratch", first_query_layer=0, token_types=2)
 LATE = replace(SMALL, token_match=7.0)
+SINKS = replace(SMALL, sinks=True)
 
 
 def twin(model: BroadcastEncoder, query: list[int], texts: list[list[int]]) -> Tensor:
@@ -26,10 +27,12 @@ def twin(model: BroadcastEncoder, query: list[int], texts: list[list[int]]) -> T
     """
     config = model.config
     scratch = config.start == "scratch"
+    if config.sinks:
+        texts = [text[1:-1] or text[-1:] for text in texts]
     ids, places, kinds, owner = list(query), list(range(len(query))), [0] * len(query), []
     owner = [-1] * len(query)
     for number, text in enumerate(texts):
-        first = len(query) if scratch else 0
+        first = len(query) if scratch else 1 if config.sinks else 0
         ids += text
         places += range(first, first + len(text))
         kinds += [1 if scratch else 0] * len(text)
@@ -51,7 +54,13 @@ def twin(model: BroadcastEncoder, query: list[int], texts: list[list[int]]) -> T
             logits = q[:, part] @ k[:, part].T / size**0.5
             logits = logits + model.query_bias[depth, head] * to_query
             allowed = own if depth < config.first_query_layer else own | to_query
-            heads.append(logits.masked_fill(~allowed, float("-inf")).softmax(-1) @ v[:, part])
+            logits, values = logits.masked_fill(~allowed, float("-inf")), v[:, part]
+            if config.sinks:
+                sinks = q[:, part] @ model.sink_keys[depth, head].T / size**0.5
+                sinks = sinks.masked_fill((who < 0)[:, None], float("-inf"))  # of texts only
+                logits = torch.cat([logits, sinks], -1)
+                values = torch.cat([values, model.sink_values[depth, head]])
+            heads.append(logits.softmax(-1) @ values)
         x = layer.attention_norm(x + layer.output(torch.cat(heads, -1)))
         x = layer.norm(x + layer.down(F.gelu(layer.up(x))))
     scores = []
@@ -94,7 +103,9 @@ token = st.integers(4, 63)
 text = st.lists(token, min_size=1, max_size=9)
 
 
-@pytest.mark.parametrize("config", [SMALL, SCRATCH, LATE], ids=["bi-encoder", "scratch", "late"])
+@pytest.mark.parametrize(
+    "config", [SMALL, SCRATCH, LATE, SINKS], ids=["bi-encoder", "scratch", "late", "sinks"]
+)
 @given(query=text, texts=st.lists(text, min_size=1, max_size=6), seed=st.integers(0, 3))
 @settings(max_examples=40, deadline=None)
 def test_broadcast_equals_the_block_masked_twin(config, query, texts, seed):
@@ -104,10 +115,11 @@ def test_broadcast_equals_the_block_masked_twin(config, query, texts, seed):
     assert difference < 1e-4
 
 
+@pytest.mark.parametrize("config", [SMALL, SINKS], ids=["bi-encoder", "sinks"])
 @given(texts=st.lists(text, min_size=2, max_size=6), extra=st.integers(0, 7))
 @settings(max_examples=25, deadline=None)
-def test_neighbours_order_and_padding_change_no_score(texts, extra):
-    model = random_encoder(SMALL)
+def test_neighbours_order_and_padding_change_no_score(config, texts, extra):
+    model = random_encoder(config)
     query = [5, 6, 7]
     with torch.no_grad():
         together = fast(model, query, texts)

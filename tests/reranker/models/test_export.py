@@ -44,17 +44,27 @@ def tau(one: np.ndarray, two: np.ndarray) -> float:
 FROM_ALL_LAYERS = replace(SMALL, first_query_layer=0)
 FROM_THE_LAST = replace(SMALL, first_query_layer=2)
 LATE = replace(SMALL, token_match=7.0)
+SINKS = replace(SMALL, sinks=True)
+SINKS_FROM_ALL_LAYERS = replace(SINKS, first_query_layer=0, token_match=7.0)
 
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, FROM_ALL_LAYERS, FROM_THE_LAST, SCRATCH, LATE],
-    ids=["bi-encoder", "from all layers", "from the last", "scratch", "late"],
+    [SMALL, FROM_ALL_LAYERS, FROM_THE_LAST, SCRATCH, LATE, SINKS, SINKS_FROM_ALL_LAYERS],
+    ids=[
+        "bi-encoder",
+        "from all layers",
+        "from the last",
+        "scratch",
+        "late",
+        "sinks",
+        "sinks from all layers",
+    ],
 )
 def test_fp32_equals_torch(config, tmp_path):
     model = random_encoder(config)
     export(model, tmp_path)
-    texts = some_texts(60)
+    texts = [*some_texts(60), [2, 3]]  # a title without any word is read as well
     runtime = BroadcastModel(tmp_path, threads=1)
     scores = runtime.score(runtime.read(np.array(QUERY)), rows(texts))
     with torch.no_grad():
@@ -73,7 +83,7 @@ def test_pairwise_fp32_equals_torch(tmp_path):
     assert np.abs(scores - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("config", [SMALL, LATE], ids=["bi-encoder", "late"])
+@pytest.mark.parametrize("config", [SMALL, LATE, SINKS], ids=["bi-encoder", "late", "sinks"])
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_neighbours_order_and_padding_change_no_score(precision, config, tmp_path):
     write_model(tmp_path, "title", random_encoder(config), precision)
@@ -87,8 +97,9 @@ def test_neighbours_order_and_padding_change_no_score(precision, config, tmp_pat
     assert np.abs(together - turned).max() < 1e-4
 
 
-def test_int8_keeps_the_ranking(tmp_path):
-    model = random_encoder(SMALL)
+@pytest.mark.parametrize("config", [SMALL, SINKS], ids=["bi-encoder", "sinks"])
+def test_int8_keeps_the_ranking(config, tmp_path):
+    model = random_encoder(config)
     write_model(tmp_path, "title", model, "int8")
     runtime = BroadcastModel(tmp_path, threads=1)
     taus = []

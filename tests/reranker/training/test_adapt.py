@@ -26,7 +26,7 @@ from reranker.training.adapt import prepare_documents, reciprocal_rank
 from reranker.training.config import RECIPES, Recipe, as_toml, read_recipe
 from reranker.training.examples import load
 from reranker.training.pairs import Made, against_titles, make_queries
-from reranker.training.start import with_tokens
+from reranker.training.start import with_sinks, with_tokens
 from tests.reranker.conftest import SMALL, WORDS, random_encoder, small_tokenizer, write_model
 
 TEXT = """# Sorting with a heap
@@ -156,6 +156,7 @@ KINDS = {
     "bi-encoder": {"first_query_layer": 1},
     "scratch": {"first_query_layer": 0, "start": "scratch"},
     "late": {"first_query_layer": 1, "token_match": 7.0},
+    "sinks": {"first_query_layer": 1, "sinks": True},
 }
 
 
@@ -275,9 +276,35 @@ def test_a_late_interaction_is_added_to_a_network_without_one(backbone):
     wider = with_tokens(model, recipe)
     query, ids, mask = lists()[0]
     read = wider.encode_query(query, torch.ones_like(query, dtype=torch.bool))
-    states = wider.text_states(read, ids, mask)
-    assert torch.equal(states, model.text_states(read, ids, mask))
+    states, _ = wider.text_states(read, ids, mask)
+    assert torch.equal(states, model.text_states(read, ids, mask)[0])
     assert (wider.config.token_match, wider.config.mean_match) == (7.0, 2.0)
     # What a network learned of it is not begun anew.
     again = with_tokens(wider, recipe.model_copy(update={"model": {"token_match": 1.0}}))
     assert again is wider
+
+
+def test_sinks_are_added_to_a_network_without_them(backbone):
+    """They are what its texts' special tokens were on average, and are not begun anew."""
+    model = shaken(backbone, first_query_layer=1)
+    words = torch.full((1, 4), 7)
+    words[0, 0], words[0, -1] = 2, 3
+    found = model.add_sinks(words, torch.ones_like(words, dtype=torch.bool))
+    # Of one text alone they are its own special tokens, and its words' states stay the same.
+    states, mask = found.text_states(None, words, torch.ones_like(words, dtype=torch.bool))
+    before, _ = model.text_states(None, words, torch.ones_like(words, dtype=torch.bool))
+    assert mask.shape == (1, 2)
+    assert torch.allclose(states, before[:, 1:-1], atol=1e-5)
+    data = {"sources": [{"path": "."}]}
+    asked = {"task": "title", "backbone": str(backbone), "data": data, "model": {"sinks": True}}
+    recipe = Recipe.model_validate(asked)
+    added = with_sinks(model, recipe)
+    assert added.config.sinks
+    assert bool(added.sink_values.abs().sum((1, 2, 3)).all())
+    assert with_sinks(added, recipe) is added
+    assert with_sinks(model, recipe.model_copy(update={"model": {}})) is model
+
+
+def test_a_network_from_scratch_has_no_sinks(backbone):
+    with pytest.raises(ValueError, match="bi-encoder"):
+        shaken(backbone, start="scratch", sinks=True)
