@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from indexing.sources.fields import FieldMap
 from plugin.cli.options import CommandError, Url
 from plugin.cli.train import needs_torch
 
@@ -78,8 +79,11 @@ def adapt(
     if kept.exists() and kept.read_text("utf-8") != text:
         raise CommandError(f"{out} holds another adaptation; give another --out")
     if not (out / "trained-on.npy").exists():
-        found = from_index(url, index, title_field, passage_field, documents) if index else None
-        corpus = found if found is not None else from_file(str(jsonl), documents)
+        if index:
+            fields = FieldMap(title=(title_field,), passage=(passage_field,))
+            corpus = read_documents(f"{url.rstrip('/')}/{index}", fields, documents)
+        else:
+            corpus = read_documents(str(jsonl), FieldMap(), documents)
         grader = PassageReranker.load(threads=threads) if teacher else None
         adapting.prepare_documents(corpus, out, grader, queries, seed=recipe.seed)
         kept.write_text(text, "utf-8")
@@ -110,39 +114,16 @@ def adapt(
     Console().print(f"the adapted model: {out / 'model'}", soft_wrap=True)
 
 
-def from_index(url: str, index: str, title: str, passage: str, most: int) -> dict[str, Document]:
-    """Documents of an index, at most so many."""
-    from opensearchpy.helpers import scan
-
-    from plugin.clusters import connect
-    from reranker.evaluation.collections import Document
-
-    client = connect(url)
-    corpus: dict[str, Document] = {}
-    try:
-        hits = scan(client, index=index, _source=[title, passage], size=200)
-        for hit in hits:
-            source = hit["_source"]
-            corpus[hit["_id"]] = Document(
-                hit["_id"], _text(source.get(title)), _text(source.get(passage))
-            )
-            if len(corpus) >= most:
-                break
-        hits.close()
-    finally:
-        client.close()
-    return corpus
-
-
-def from_file(location: str, most: int) -> dict[str, Document]:
-    """Documents of a file that `titlecast index` reads, at most so many."""
+def read_documents(location: str, fields: FieldMap, most: int) -> dict[str, Document]:
+    """Documents of whatever `titlecast index` reads, by id, at most so many."""
     from indexing.records import Document as Indexed
     from indexing.sources import open_source
+    from plugin.clusters import connect
     from reranker.evaluation.collections import Document
 
     corpus: dict[str, Document] = {}
     lost = 0
-    for record in open_source(location).records:
+    for record in open_source(location, fields=fields, connect=connect).records:
         if isinstance(record, Indexed):
             corpus[record.id] = Document(record.id, record.title, record.passage)
         else:
@@ -152,10 +133,3 @@ def from_file(location: str, most: int) -> dict[str, Document]:
     if lost:
         Console(stderr=True).print(f"{lost} records of {location} could not be read")
     return corpus
-
-
-def _text(value: object) -> str:
-    """A field's text; of several values, all of them."""
-    if isinstance(value, list):
-        return " ".join(str(item) for item in value)
-    return "" if value is None else str(value)

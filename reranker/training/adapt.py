@@ -76,7 +76,7 @@ def prepare_documents(
             teach(item, one, pool, document_of, teacher, depth)
         held_back = fingerprint(corpus[one.document].title) % _HELD_BACK == 0
         kept["dev" if held_back else "train"].append(item)
-        if number % 100 == 0:
+        if teacher is not None and number % 100 == 0:
             log.info("%d of %d queries scored by the teacher", number, len(items))
     if not kept["train"] or not kept["dev"]:
         raise ValueError(
