@@ -1,4 +1,4 @@
-"""What the server hands to the system: an answer in one piece."""
+"""What the server hands to the system: an answer in one piece, counted before it is there."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import asyncio
 import uvicorn
 from uvicorn.server import ServerState
 
+from plugin.sidecar.app import build_app
 from plugin.sidecar.server import limited_protocol
 from plugin.sidecar.settings import Settings
+from tests.plugin.sidecar.fakes import Gated
 
 
 class Written(asyncio.Transport):
@@ -55,3 +57,22 @@ def test_an_answers_head_goes_out_with_the_first_of_its_body_each_time():
         assert head.startswith(b"HTTP/1.1 200 ")
         assert head.endswith(b"\r\n\r\nbo")
         assert rest == b"dy"
+
+
+def test_whoever_has_an_answer_finds_it_in_the_numbers():
+    sidecar = build_app(Gated(), Settings())
+    seen: list[str] = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.body":
+            seen.append(sidecar.state.sidecar.metrics.write().decode())
+
+    scope = {"type": "http", "method": "GET", "path": "/livez", "raw_path": b"/livez"}
+    scope |= {"headers": [], "query_string": b"", "http_version": "1.1", "scheme": "http"}
+    for times in (1, 2):
+        asyncio.run(sidecar(dict(scope), receive, send))
+        counted = f'titlecast_requests_total{{outcome="answered",path="/livez"}} {times}.0'
+        assert counted in seen[-1]
