@@ -141,7 +141,7 @@ class BroadcastModel:
             value = self._run_lower(rows, layout, first)
             self._keep(keys, value.numpy(), layout)
             return value
-        for part in layouts(_lengths([rows[place] for place in missing])):
+        for part in layouts(_lengths([rows[place] for place in missing])) if missing else ():
             places = [missing[place] for place in part.places]
             made = self._run_lower([rows[place] for place in places], part, first).numpy()
             found = self._keep([keys[place] for place in places], made, part)

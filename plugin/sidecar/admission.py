@@ -62,7 +62,8 @@ def estimate(
 
 
 def _tokens(text: str, window: int) -> int:
-    size = len(text[: 8 * window].encode("utf-8", "replace"))
+    seen = text[: 8 * window]
+    size = len(seen) if seen.isascii() else len(seen.encode("utf-8", "replace"))
     return min(window, 2 + size // _BYTES_PER_TOKEN)
 
 

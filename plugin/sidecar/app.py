@@ -350,18 +350,21 @@ class Sidecar:
                 f"hits has {len(hits)} entries, more than {settings.max_hits}: lower the "
                 "pipeline's window, or raise TITLECAST_MAX_HITS",
             )
+        title, passage = settings.max_title_characters, settings.max_passage_characters
         for place, hit in enumerate(hits):
+            if len(hit.title) <= title and len(hit.passage) <= passage:
+                continue  # nearly always: no sentence is put together for it
             _limit(
                 f"the title of hit {place}",
                 len(hit.title),
-                settings.max_title_characters,
+                title,
                 "TITLE_CHARACTERS",
                 "send a title",
             )
             _limit(
                 f"the passage of hit {place}",
                 len(hit.passage),
-                settings.max_passage_characters,
+                passage,
                 "PASSAGE_CHARACTERS",
                 "send a shorter one",
             )

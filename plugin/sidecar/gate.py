@@ -91,10 +91,18 @@ class Gate:
         scope["titlecast.origin"] = origin
         length = scope["titlecast.length"] = _length(headers)
         status = 0
+        counted = False
         task = asyncio.current_task()
         if task is not None:
             self._requests.add(task)
             task.add_done_callback(self._requests.discard)
+
+        def count() -> None:
+            nonlocal counted
+            if not counted:
+                counted = True
+                label = path if path in _COUNTED else "other"
+                self._metrics.count(label, status, time.monotonic() - arrived)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -104,6 +112,8 @@ class Gate:
                 if self._leaving() and not any(name == b"connection" for name, _ in own):
                     own.append((b"connection", b"close"))  # to be opened at another sidecar
                 message = {**message, "headers": own}
+            elif not message.get("more_body", False):
+                count()  # before its last: whoever has the answer finds it in the numbers
             await send(message)
 
         try:
@@ -137,8 +147,7 @@ class Gate:
             sentence = f"the reranking failed ({type(error).__name__}): see the sidecar's log"
             await error_response(path, 500, sentence)(scope, receive, answer)
         finally:
-            label = path if path in _COUNTED else "other"
-            self._metrics.count(label, status, time.monotonic() - arrived)
+            count()
 
     def _refuse(self, path: str, headers: dict[bytes, bytes], length: int) -> Response | None:
         if path in OPEN_PATHS:

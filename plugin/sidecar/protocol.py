@@ -11,7 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _mend(text: object) -> object:
-    return text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text
+    if not isinstance(text, str) or text.isascii():  # which Python knows without looking
+        return text
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 # JSON's escapes can write half a surrogate pair, which UTF-8 cannot: it becomes a question mark.

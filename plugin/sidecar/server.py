@@ -122,6 +122,7 @@ def limited_protocol(settings: Settings) -> type[H11Protocol]:
         def __init__(self, config: uvicorn.Config, *args: Any, **more: Any) -> None:
             config.h11_max_incomplete_event_size = settings.max_header_bytes
             super().__init__(config, *args, **more)
+            self.conn = _AtOnce(h11.SERVER, settings.max_header_bytes)
             self._head: asyncio.TimerHandle | None = None
             self._stalled: asyncio.TimerHandle | None = None
 
@@ -175,6 +176,25 @@ def limited_protocol(settings: Settings) -> type[H11Protocol]:
             self.transport.abort()
 
     return Limited
+
+
+class _AtOnce(h11.Connection):
+    """Holds an answer's head back until there is something of its body.
+
+    Two writes are two packets, and wake whoever waits for them twice.
+    """
+
+    _held = b""
+
+    def send(self, event: h11.Event) -> Any:
+        data: bytes | None = super().send(event)
+        if isinstance(event, h11.Response):
+            self._held = data or b""
+            return b""
+        if data is None:  # the connection is over
+            return None
+        held, self._held = self._held, b""
+        return held + data
 
 
 def _stopped(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

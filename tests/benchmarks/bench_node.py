@@ -3,24 +3,30 @@
 It needs a node with the plugin, a sidecar, and an index with a pipeline of Titlecast's:
 
     titlecast node start && titlecast serve &
-    titlecast index pydoc --index docs && titlecast pipeline install --index docs
+    titlecast index pydoc --index docs && titlecast pipeline install --index docs --timeout 5s
     python -m tests.benchmarks.bench_node --index docs
 
-The searches take turns: the engine alone for a page and for the window, through the pipeline,
-the sidecar called directly with the same hits, and the same models in this process, as they are
-and, part by part, in one thread. So whatever else the machine does falls on all of them.
+First the node is pointed at a sidecar whose models answer at once, by a transient setting, and
+then back: some hundred searches in a short time, the first half of them for the engine's compiler,
+show what surrounds the models. Then the models take part, which leave nothing of the rest in the
+processor's caches. The searches take turns: the engine alone for a page and for the window,
+through the pipeline, the sidecar called directly with the same hits, and the same models in this
+process, as they are and, part by part, in one thread. So whatever else the machine does falls on
+all of them.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import typer
@@ -34,8 +40,25 @@ from plugin.demo import SEARCHES
 from plugin.pipelines import Pipeline
 from reranker import Cascade, Hit, PassageReranker, TitleReranker
 from reranker.runtime import Graph
+from tests.benchmarks import instant_sidecar
 
 Times = dict[str, list[float]]
+
+URLS = "title_rerank.sidecar.urls"
+PLUGIN = ("reading", "calling", "ordering")  # as its statistics name a search's parts
+
+
+class Target(NamedTuple):
+    """What is searched."""
+
+    client: OpenSearch
+    name: str  # of the index
+    pipeline: Pipeline
+
+    @property
+    def fields(self) -> list[str]:
+        """What is read of a document."""
+        return [self.pipeline.title_field, *self.pipeline.passage_fields]
 
 
 def main(
@@ -43,50 +66,85 @@ def main(
     index: Annotated[str, typer.Option(help="An index whose default is the pipeline.")] = "docs",
     sidecar: Annotated[str, typer.Option(help="The sidecar.")] = "http://127.0.0.1:8900",
     queries: Annotated[Path | None, typer.Option(help="A text file, one query a line.")] = None,
-    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds with the models.")] = 5,
+    still: Annotated[
+        int, typer.Option(min=0, help="Rounds with models that answer at once; half warm up.")
+    ] = 50,
     model: Annotated[Path | None, typer.Option(help="The sidecar's models.")] = None,
 ) -> None:
     """Print the profile of searches through the pipeline, medians over all of them."""
     texts = queries.read_text("utf-8").split("\n") if queries else list(SEARCHES)
     texts = [text for text in texts if text.strip()]
-    pipeline = Pipeline()
-    fields = [pipeline.title_field, *pipeline.passage_fields]
-    cascades = Cascade.load(model), Cascade.load(model, threads=1)
-    times: Times = defaultdict(list)
     client = connect(url)
+    target = Target(client, index, Pipeline())
+    load = f"load average {os.getloadavg()[0]:.1f}"
+    try:
+        if still:
+            with instant_sidecar.running() as address, asking(client, address):
+                times = measure(target, address, texts, still, still // 2)
+            show(times, f"models that answer at once: {len(texts)} queries, {still} rounds, {load}")
+        if rounds:
+            cascades = Cascade.load(model), Cascade.load(model, threads=1)
+            times = measure(target, sidecar, texts, rounds + 1, 1, cascades)
+            show(times, f"with the models: {len(texts)} queries, {rounds} rounds, {load}")
+    finally:
+        client.close()
+
+
+@contextmanager
+def asking(client: OpenSearch, address: str) -> Iterator[None]:
+    """For the block, all nodes ask this sidecar."""
+    before = client.cluster.get_settings(params={"flat_settings": "true"})["transient"].get(URLS)
+    client.cluster.put_settings(body={"transient": {URLS: [address]}})
+    try:
+        yield
+    finally:
+        client.cluster.put_settings(body={"transient": {URLS: before}})
+
+
+def measure(
+    target: Target,
+    sidecar: str,
+    texts: list[str],
+    rounds: int,
+    warm_up: int,
+    cascades: tuple[Cascade, Cascade] | None = None,
+) -> Times:
+    """Search for all texts, round after round; the first `warm_up` of them do not count."""
+    times: Times = defaultdict(list)
     address = urlsplit(sidecar)
     caller = http.client.HTTPConnection(address.hostname or "", address.port or 80)
     try:
-        for number in range(rounds + 1):
+        for number in range(rounds):
             found: Times = defaultdict(list)
             for text in texts:
-                search(client, caller, cascades, index, text, pipeline, fields, found)
-            if number:  # the first warms up: caches, the engine's compiler
+                hits = search(target, caller, text, cascades is not None, found)
+                if cascades is not None:
+                    inside(*cascades, text, hits, target.pipeline.passage_depth, found)
+            if number >= warm_up:
                 for name, values in found.items():
                     times[name] += values
     finally:
         caller.close()
-        client.close()
-    show(times, len(texts), rounds)
+    return times
 
 
 def search(
-    client: OpenSearch,
+    target: Target,
     caller: http.client.HTTPConnection,
-    cascades: tuple[Cascade, Cascade],
-    index: str,
     text: str,
-    pipeline: Pipeline,
-    fields: list[str],
+    with_models: bool,
     times: Times,
-) -> None:
-    """Search once in every way."""
-    query = {"multi_match": {"query": text, "fields": fields}}
+) -> list[Hit]:
+    """Search once in every way; gives the window's hits."""
+    client, index, pipeline = target
+    query = {"multi_match": {"query": text, "fields": target.fields}}
     none = {"search_pipeline": "_none"}
     page = {"query": query, "size": 10, "_source": [pipeline.title_field]}
     alone, _ = timed(lambda: client.search(index=index, body=page, params=none))
-    body = {"query": query, "size": pipeline.window, "_source": fields}
+    body = {"query": query, "size": pipeline.window, "_source": target.fields}
     window, response = timed(lambda: client.search(index=index, body=body, params=none))
+    before = plugin_ms(client)
     whole, reranked = timed(lambda: client.search(index=index, body=page))
     told = reranked.get("ext", {}).get("title_rerank", {})
     if not told.get("applied"):
@@ -97,35 +155,47 @@ def search(
     if not told["complete"]:
         raise RuntimeError("a stage was cut short: give the pipeline a longer timeout")
     stages = sum(stage["milliseconds"] for stage in told["stages"])
+    plugin = {part: ms - before[part] for part, ms in plugin_ms(client).items()}
     times["engine alone, a page of 10"].append(alone)
     times["engine alone, the window"].append(window)
     times["through the pipeline"].append(whole)
-    times["  the models, as the sidecar says"].append(stages)
-    times["  the plugin's call, as it says"].append(float(told["took_ms"]))
+    if with_models:
+        times["  the models, as the sidecar says"].append(stages)
     times["  beyond engine and models"].append(whole - alone - stages)
+    times["    the window instead of the page"].append(window - alone)
+    times["    plugin: texts out of the hits"].append(plugin["reading"])
+    times["    plugin: calling the sidecar, less models"].append(plugin["calling"] - stages)
+    times["    plugin: the page"].append(plugin["ordering"])
+    times["    the rest of the node"].append(whole - window - sum(plugin.values()))
 
     hits = [
-        {
-            "id": hit["_id"],
-            "title": str(hit["_source"].get(pipeline.title_field, "")),
-            "passage": str(hit["_source"].get(pipeline.passage_fields[0], "")),
-            "score": hit["_score"],
-        }
+        Hit(
+            hit["_id"],
+            str(hit["_source"].get(pipeline.title_field, "")),
+            str(hit["_source"].get(pipeline.passage_fields[0], "")),
+            hit["_score"],
+        )
         for hit in response["hits"]["hits"]
     ]
-    asked = {"query": text, "hits": hits, "passage_depth": pipeline.passage_depth}
-    writing, payload = timed(lambda: json.dumps(asked).encode())
+    sent = [hit._asdict() for hit in hits]
+    asked = {"query": text, "hits": sent, "passage_depth": pipeline.passage_depth}
+    payload = json.dumps(asked).encode()
     calling, raw = timed(lambda: call(caller, payload))
     answer = json.loads(raw)
     models = sum(stage["milliseconds"] for stage in answer["stages"])
     times["sidecar called directly"].append(calling)
-    times["  the models"].append(models)
+    if with_models:
+        times["  the models"].append(models)
     times["  its line and the order"].append(answer["milliseconds"] - models)
     times["  HTTP and JSON"].append(calling - answer["milliseconds"])
-    times["the request written, here"].append(writing)
+    return hits
 
-    records = [Hit(hit["id"], hit["title"], hit["passage"], hit["score"]) for hit in hits]
-    inside(*cascades, text, records, pipeline.passage_depth, times)
+
+def plugin_ms(client: OpenSearch) -> dict[str, float]:
+    """What the plugin spent on all searches so far, part by part, on all nodes together."""
+    found = client.transport.perform_request("GET", "/_plugins/_title_rerank/stats")
+    nodes = [node["time"]["reranked_ms"] for node in found["nodes"].values()]
+    return {part: sum(node[part] for node in nodes) for part in PLUGIN}
 
 
 def inside(
@@ -190,9 +260,9 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return (time.perf_counter() - started) * 1000, found
 
 
-def show(times: Times, queries: int, rounds: int) -> None:
+def show(times: Times, title: str) -> None:
     """Print medians and spread."""
-    table = Table(f"{queries} queries, {rounds} rounds", "median ms", "a tenth below", "above")
+    table = Table(title, "median ms", "a tenth below", "above")
     for name, values in times.items():
         tenths = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
         numbers = (statistics.median(values), tenths[0], tenths[-1])

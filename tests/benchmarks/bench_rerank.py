@@ -7,6 +7,9 @@ which do not; the third the share of what the machine can multiply at all.
 
 The hits are BM25's for a real query over a BEIR folder (`--beir`), else over the documentation
 of the running Python's standard library; of several with the same title the first counts.
+
+One search says little of the cascade, which reads as many passages as each needs: with
+`--searches N` it and all passages are measured over the hits of so many judged queries as well.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Annotated, Any, NamedTuple, cast
+from typing import IO, Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import typer
@@ -31,9 +34,11 @@ from rich.table import Table
 from indexing.sources import open_source
 from reranker import TitleReranker
 from reranker.evaluation.bm25 import BM25
-from reranker.evaluation.collections import Document, read_corpus
+from reranker.evaluation.collections import Document, read_collection, read_corpus
 from reranker.runtime import usable_cores
 from reranker.stages import SHIPPED
+from tests.benchmarks.contenders import DEPTH
+from tests.benchmarks.pydoc_collection import QUERIES
 
 QUERY = "Which writer of the country's first novel was also a member of its parliament?"
 PYTHON_QUERY = "write the rows of a list to a text file and read them again line by line"
@@ -80,6 +85,13 @@ ROWS = [
     Row("etr-cached", "titles", 1000, "ETR int8, 1000 titles seen before"),
     Row("etr-small", "titles", 100, "ETR int8 with 3 layers, 100 titles"),
 ]
+# Measured over several searches as well.
+SEARCHERS = {
+    "passage": "our passage model, all passages",
+    "cascade": "cascade, titles + at most 20 passages",
+    "cascade-cached": "the same, with a cache of titles",
+}
+Unit = Literal["ms", "cpu_ms"]
 # The machine's own: count is how often the four products of a layer over 2048 tokens are made.
 LIMIT_FLOPS = 2 * 2048 * (384 * 3 * 384 + 384 * 384 + 2 * 384 * 1536)
 LIMITS = [Row("limit", "int8", 3, "int8 products"), Row("limit", "fp32", 2, "fp32 products")]
@@ -93,6 +105,12 @@ def main(
     only: Annotated[str, typer.Option(help="Contenders whose name this expression finds.")] = "",
     one_thread: Annotated[bool, typer.Option(help="Measure one thread, too.")] = True,
     cpu: Annotated[bool, typer.Option(help="Processor time: for a machine that is busy.")] = False,
+    searches: Annotated[
+        int, typer.Option(min=0, help="Judged queries over which the cascade is measured, too.")
+    ] = 0,
+    query_set: Annotated[
+        str | None, typer.Option(help="Which queries of the BEIR folder, where it has several.")
+    ] = None,
 ) -> None:
     """Measure reranking of 100 hits, by titles and by passages, against other ways to do it."""
     console = Console(width=100)
@@ -100,7 +118,7 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         work = folder / "work.json"
-        work.write_text(json.dumps(find_work(beir)), "utf-8")
+        work.write_text(json.dumps(find_work(beir, searches, query_set)), "utf-8")
         made = folder / "models"
         made.mkdir()
         call = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.prepare_models"]
@@ -145,10 +163,11 @@ def measure(
             for row in rows:
                 if not row.rarely or number < max(3, rounds // 2):
                     taken[row.label].append(running[row.contender].run(row))
+        several = over_searches(work, running, min(rounds, 3))
     finally:
         for contender in running.values():
             contender.close()
-    unit = "cpu_ms" if cpu else "ms"
+    unit: Unit = "cpu_ms" if cpu else "ms"
     times = {label: [one[unit] for one in many] for label, many in taken.items()}
     median = {label: statistics.median(values) for label, values in times.items()}
     kind = f"{threads} threads, {'processor' if cpu else 'wall'} time, medians of {rounds} rounds"
@@ -173,8 +192,55 @@ def measure(
     }
     shares(console, work, models, rows, median, limits)
     verdicts(console, median)
+    if several:
+        show_searches(console, several, unit)
     for name, reason in left_out.items():
         console.print(f"left out: {name}: {reason}", soft_wrap=True)
+
+
+def over_searches(
+    work: Path, running: dict[str, Contender], rounds: int
+) -> dict[str, list[list[dict[str, float]]]]:
+    """What all passages and the cascade take, by label, search and round; empty where none are."""
+    count = len(json.loads(work.read_text("utf-8")).get("searches", []))
+    labels = {name: label for name, label in SEARCHERS.items() if name in running}
+    if not count:
+        return {}
+    taken: dict[str, list[list[dict[str, float]]]] = {
+        label: [[] for _ in range(count)] for label in labels.values()
+    }
+    for _ in range(rounds):
+        for search in range(count):
+            for name, label in labels.items():
+                taken[label][search].append(running[name].run(Row(name, "search", search, label)))
+    return taken
+
+
+def show_searches(
+    console: Console, taken: dict[str, list[list[dict[str, float]]]], unit: Unit
+) -> None:
+    """Means over the searches of each one's median, and the ratio that the project promises."""
+    times = {
+        label: [statistics.median(one[unit] for one in runs) for runs in searches]
+        for label, searches in taken.items()
+    }
+    count = len(next(iter(times.values())))
+    table = Table(f"over {count} searches", "mean ms", "least", "most", "passages read")
+    for label, values in times.items():
+        read = [runs[0]["read"] for runs in taken[label] if "read" in runs[0]]
+        numbers = (statistics.fmean(values), min(values), max(values))
+        said = f"{statistics.fmean(read):.1f} of {DEPTH}" if read else "all"
+        table.add_row(label, *(f"{number:.1f}" for number in numbers), said)
+    console.print(table)
+    slow, fast = times.get(SEARCHERS["passage"]), times.get(SEARCHERS["cascade"])
+    if slow and fast:
+        each = [one / other for one, other in zip(slow, fast, strict=True)]
+        console.print(
+            f"the cascade against all passages, mean against mean: "
+            f"{sum(slow) / sum(fast):.2f} times as fast (wanted: 6); single searches "
+            f"{min(each):.2f} to {max(each):.2f}",
+            soft_wrap=True,
+        )
 
 
 def shares(
@@ -276,8 +342,11 @@ class Contender:
         self._errors.close()
 
 
-def find_work(beir: Path | None) -> dict[str, Any]:
-    """A query, BM25's first 100 hits with different titles, and further titles up to 5000."""
+def find_work(beir: Path | None, searches: int = 0, query_set: str | None = None) -> dict[str, Any]:
+    """A query, BM25's first 100 hits with different titles, and further titles up to 5000.
+
+    With `searches`, that many judged queries with their first 100 hits, whatever their titles.
+    """
     if beir is not None:
         documents = list(read_corpus(beir))
         query = QUERY
@@ -290,8 +359,9 @@ def find_work(beir: Path | None) -> dict[str, Any]:
         ]
         query = PYTHON_QUERY
     corpus = {document.id: document for document in documents}
+    bm25 = BM25.over(corpus)
     by_title: dict[str, Document] = {}
-    for id, _ in BM25.over(corpus).search(query, 5000):
+    for id, _ in bm25.search(query, 5000):
         by_title.setdefault(corpus[id].title, corpus[id])
     by_title.pop("", None)
     hits = list(by_title.values())[:100]
@@ -302,6 +372,33 @@ def find_work(beir: Path | None) -> dict[str, Any]:
         "titles": [hit.title for hit in hits],
         "passages": [hit.text for hit in hits],
         "many": list(dict.fromkeys(titles))[len(hits) : 5000],
+        "searches": [
+            find_search(bm25, corpus, text) for text in find_queries(beir, searches, query_set)
+        ],
+    }
+
+
+def find_queries(beir: Path | None, count: int, query_set: str | None) -> list[str]:
+    """So many judged queries, spread over all there are."""
+    if not count:
+        return []
+    if beir is not None:
+        return [query.text for query in read_collection(beir, name=query_set).sample(count).queries]
+    lines = [line for line in QUERIES.read_text("utf-8").splitlines() if "\t" in line]
+    count = min(count, len(lines))
+    return [lines[place * len(lines) // count].split("\t")[0] for place in range(count)]
+
+
+def find_search(bm25: BM25, corpus: dict[str, Document], query: str) -> dict[str, Any]:
+    """A query with its hits, as `contenders.Search` is made of it."""
+    found = bm25.search(query, 100)
+    hits = [corpus[id] for id, _ in found]
+    return {
+        "query": query,
+        "ids": [hit.id for hit in hits],
+        "titles": [hit.title for hit in hits],
+        "passages": [hit.text for hit in hits],
+        "scores": [float(score) for _, score in found],
     }
 
 

@@ -1,8 +1,9 @@
 """The contenders of `bench_rerank`, each in a process of its own.
 
 A contender is told on standard input, line by line, what to do (`titles 100`, `passages 100`,
-`cascade`), and answers on standard output with one line of JSON: the milliseconds that one run
-took, the processor's time, and the most memory that the process ever had.
+`cascade 20`, `search 3` for the hits of the fourth of several searches), and answers on standard
+output with one line of JSON: the milliseconds that one run took, the processor's time, the most
+memory that the process ever had, and of a cascade how many passages it read.
 """
 
 from __future__ import annotations
@@ -13,15 +14,27 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+DEPTH = 20  # passages that a cascade may read of a search
 
 Run = Callable[[], object]
 
 
+class Search(NamedTuple):
+    """One of several searches, with its hits in the first stage's order."""
+
+    query: str
+    ids: list[str]
+    titles: list[str]
+    passages: list[str]
+    scores: list[float]
+
+
 class Work:
-    """The hits of one query: what every contender reranks."""
+    """The hits of one query: what every contender reranks; and those of several, for some."""
 
     def __init__(self, path: Path) -> None:
         read = json.loads(path.read_text("utf-8"))
@@ -30,6 +43,7 @@ class Work:
         self.titles: list[str] = read["titles"]  # of the hits, all different
         self.passages: list[str] = read["passages"]  # of the hits
         self.many: list[str] = read["many"]  # more titles, all different
+        self.searches = [Search(**search) for search in read.get("searches", [])]
 
     def texts(self, kind: str, count: int) -> list[str]:
         """The first `count` titles, or title and passage of the hits."""
@@ -117,6 +131,9 @@ def passage_model(work: Work, threads: int, folder: Path) -> Any:
     model = PassageReranker.load(folder, threads)
 
     def run(kind: str, count: int) -> object:
+        if kind == "search":
+            search = work.searches[count]
+            return model.score(search.query, search.titles, search.passages)
         titles = work.texts("titles", count)
         passages = work.passages[:count] if kind == "passages" else [""] * len(titles)
         return model.score(work.query, titles, passages)
@@ -129,9 +146,22 @@ def cascade(work: Work, threads: int, folder: Path, cache_mb: float = 0.0) -> An
     from reranker import Cascade, Hit
 
     model = Cascade.load(folder, threads, cache_mb)
-    parts = zip(work.ids, work.titles, work.passages, strict=True)
-    hits = [Hit(id, title, text, 1.0 / (at + 1)) for at, (id, title, text) in enumerate(parts)]
-    return lambda kind, count: model.rerank(work.query, hits, count)
+    scores = [1.0 / (at + 1) for at in range(len(work.ids))]
+    one = Search(work.query, work.ids, work.titles, work.passages, scores)
+
+    def hits(search: Search) -> list[Hit]:
+        return [Hit(*hit) for hit in zip(*search[1:], strict=True)]
+
+    asked = hits(one), [hits(search) for search in work.searches]
+
+    def run(kind: str, count: int) -> dict[str, int]:
+        if kind == "search":
+            result = model.rerank(work.searches[count].query, asked[1][count], DEPTH)
+        else:
+            result = model.rerank(work.query, asked[0], count)
+        return {"read": sum(stage.scored for stage in result.stages if stage.name == "passage")}
+
+    return run
 
 
 def limit(threads: int) -> Any:
@@ -240,8 +270,9 @@ def main() -> None:
     for line in sys.stdin:
         kind, count = line.split()
         started, cpu = time.perf_counter(), time.process_time()
-        run(kind, int(count))
+        found = run(kind, int(count))
         done = {
+            **(found if isinstance(found, dict) else {}),
             "ms": (time.perf_counter() - started) * 1000,
             "cpu_ms": (time.process_time() - cpu) * 1000,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

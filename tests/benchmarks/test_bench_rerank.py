@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.benchmarks.bench_rerank import ROWS, describe, flops_per_token, measure
+from tests.benchmarks.bench_rerank import (
+    ROWS,
+    SEARCHERS,
+    describe,
+    find_queries,
+    find_work,
+    flops_per_token,
+    measure,
+    show_searches,
+)
 from tests.reranker.conftest import SMALL, write_models
 
 TITLES = ["heap queue", "merge sorted lists", "read lines of files"]
@@ -44,3 +53,52 @@ def test_contenders_take_turns_and_one_that_cannot_run_is_named(models, tmp_path
             assert row.label in said
     assert "GFLOP/s" in said
     assert "left out: etr-fp32: FileNotFoundError" in said
+
+
+def test_several_searches_are_measured_by_the_cascade_and_by_all_passages(models, tmp_path):
+    corpus = [{"_id": str(i), "title": title, "text": "a heap"} for i, title in enumerate(TITLES)]
+    queries = [{"_id": "q1", "text": "heap"}, {"_id": "q2", "text": "heap lists"}]
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\t0\t1\nq2\t1\t1\n")
+    found = find_work(tmp_path, searches=2)
+    assert [search["query"] for search in found["searches"]] == ["heap", "heap lists"]
+    for search in found["searches"]:
+        assert sorted(search["ids"]) == ["0", "1", "2"]
+        assert search["scores"] == sorted(search["scores"], reverse=True)
+    work = tmp_path / "work.json"
+    texts = {"titles": TITLES, "passages": ["a heap", "lists", "files"], "ids": ["1", "2", "3"]}
+    texts |= {"many": []}
+    work.write_text(json.dumps({**found, **texts}))
+    console = Console(file=io.StringIO(), width=120)
+    measure(console, work, models, tmp_path, 1, 1, "^(passage|cascade)$", cpu=True)
+    said = console.file.getvalue()
+    assert "over 2 searches" in said
+    assert SEARCHERS["passage"] in said
+    assert "3.0 of 20" in said
+    assert "mean against mean" in said
+
+
+def test_the_ratio_is_of_means_over_searches_and_of_each_ones_median():
+    def runs(*values: float, read: int | None = None) -> list[dict[str, float]]:
+        return [{"ms": ms} | ({} if read is None else {"read": read}) for ms in values]
+
+    taken = {
+        SEARCHERS["passage"]: [runs(600, 630, 9000), runs(1000, 1000, 1000)],
+        SEARCHERS["cascade"]: [runs(50, 63, 1, read=4), runs(500, 500, 500, read=20)],
+    }
+    console = Console(file=io.StringIO(), width=120)
+    show_searches(console, taken, "ms")
+    said = console.file.getvalue()
+    assert "815.0" in said
+    assert "275.0" in said
+    assert "12.0 of 20" in said
+    assert "2.96 times as fast (wanted: 6); single searches 2.00 to 12.60" in said
+
+
+def test_without_a_folder_the_searches_are_spread_over_those_of_the_documentation():
+    (few, many) = (find_queries(None, count, None) for count in (4, 10_000))
+    assert len(few) == len(set(few)) == 4
+    assert len(many) == len(set(many)) > 40
+    assert [many.index(query) for query in few] == [at * len(many) // 4 for at in range(4)]

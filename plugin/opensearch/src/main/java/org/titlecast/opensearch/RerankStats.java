@@ -23,6 +23,9 @@ final class RerankStats {
   private final LongAdder errors = new LongAdder();
   private final Map<Failure, LongAdder> failures = new EnumMap<>(Failure.class);
   private final LongAdder nanos = new LongAdder();
+  private final LongAdder reading = new LongAdder();
+  private final LongAdder calling = new LongAdder();
+  private final LongAdder ordering = new LongAdder();
   private final LongAccumulator longest = new LongAccumulator(Math::max, 0);
   private final AtomicLongArray histogram = new AtomicLongArray(BOUNDS.length + 1);
 
@@ -32,13 +35,29 @@ final class RerankStats {
     }
   }
 
+  /**
+   * Where a search's time went, in nanoseconds.
+   *
+   * @param reading texts out of the hits
+   * @param calling the sidecar, from the request's writing to its answer's checks
+   * @param ordering the page out of the answer
+   */
+  record Times(long reading, long calling, long ordering) {
+    long all() {
+      return reading + calling + ordering;
+    }
+  }
+
   /** A search got the sidecar's order. */
-  void reranked(boolean complete, long took) {
+  void reranked(boolean complete, Times took) {
     reranked.increment();
     if (!complete) {
       incomplete.increment();
     }
-    time(took);
+    reading.add(took.reading());
+    calling.add(took.calling());
+    ordering.add(took.ordering());
+    time(took.all());
   }
 
   /** A search could not be reranked, and failed too where {@code error} says so. */
@@ -85,6 +104,11 @@ final class RerankStats {
     time.put("total_ms", TimeUnit.NANOSECONDS.toMillis(nanos.sum()));
     time.put("max_ms", TimeUnit.NANOSECONDS.toMillis(longest.get()));
     time.put("histogram", buckets);
+    Map<String, Object> parts = new LinkedHashMap<>();
+    parts.put("reading", millis(reading));
+    parts.put("calling", millis(calling));
+    parts.put("ordering", millis(ordering));
+    time.put("reranked_ms", parts);
     Map<String, Object> map = new LinkedHashMap<>();
     map.put("calls", reranked.sum() + failed);
     map.put("reranked", reranked.sum());
@@ -95,5 +119,9 @@ final class RerankStats {
     map.put("failures", causes);
     map.put("time", time);
     return map;
+  }
+
+  private static double millis(LongAdder nanos) {
+    return TimeUnit.NANOSECONDS.toMicros(nanos.sum()) / 1000.0;
   }
 }

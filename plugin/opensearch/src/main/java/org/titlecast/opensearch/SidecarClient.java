@@ -7,7 +7,6 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpConnectTimeoutException;
 import java.net.http.HttpRequest;
-import java.net.http.HttpRequest.BodyPublishers;
 import java.net.http.HttpResponse;
 import java.net.http.HttpResponse.BodyHandlers;
 import java.net.http.HttpTimeoutException;
@@ -401,7 +400,7 @@ final class SidecarClient implements Closeable {
               .header("Accept", "application/json")
               // In the body as well; here a busy sidecar sees it without reading that.
               .header(SidecarProtocol.DEADLINE_HEADER, Long.toString(leftMillis))
-              .POST(BodyPublishers.ofByteArray(SidecarProtocol.write(call, leftMillis)));
+              .POST(new WholeBody(SidecarProtocol.write(call, leftMillis)));
       origin.headers().forEach(request::header);
       return request.build();
     }

@@ -223,6 +223,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
       SearchResponse response, Candidates candidates, long started) {
     TextFields read = Objects.requireNonNullElse(fields, candidates.fields());
     CompletableFuture<Answer> answer;
+    long asked; // when the texts were read
     try {
       List<Candidate> hits = read(response, read);
       if (hits.stream().allMatch(hit -> hit.title().isBlank() && hit.passage().isBlank())) {
@@ -230,6 +231,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
         return CompletableFuture.completedFuture(
             inEngineOrder(response, candidates, noText(read), started));
       }
+      asked = System.nanoTime();
       answer =
           node.sidecar()
               .rerank(
@@ -238,11 +240,14 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
                   Origin.of(node.threadContext()),
                   node.executor());
     } catch (RuntimeException e) {
+      asked = started;
       answer = CompletableFuture.failedFuture(e);
     }
+    long readAt = asked;
     return answer
         .thenApply(
             order -> {
+              long answered = System.nanoTime();
               SearchResponse reranked =
                   Reordering.reranked(
                       response,
@@ -250,7 +255,11 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
                       candidates,
                       millisSince(started),
                       TitleRerankReport.applied(order, millisSince(started)));
-              node.stats().reranked(order.complete(), System.nanoTime() - started);
+              node.stats()
+                  .reranked(
+                      order.complete(),
+                      new RerankStats.Times(
+                          readAt - started, answered - readAt, System.nanoTime() - answered));
               return reranked;
             })
         .exceptionally(error -> withoutAnswer(response, candidates, asException(error), started));

@@ -14,6 +14,7 @@ import org.opensearch.cluster.node.DiscoveryNode;
 import org.opensearch.common.io.stream.BytesStreamOutput;
 import org.opensearch.common.settings.Settings;
 import org.opensearch.core.common.transport.TransportAddress;
+import org.titlecast.opensearch.RerankStats.Times;
 import org.titlecast.opensearch.SidecarException.Failure;
 
 class RerankStatsTest {
@@ -28,8 +29,8 @@ class RerankStatsTest {
 
   @Test
   void countsWhatBecameOfSearches() {
-    stats.reranked(true, MILLISECOND);
-    stats.reranked(false, 7 * MILLISECOND);
+    stats.reranked(true, new Times(MILLISECOND / 4, MILLISECOND / 2, MILLISECOND / 4));
+    stats.reranked(false, new Times(MILLISECOND, 4 * MILLISECOND, 2 * MILLISECOND));
     stats.failed(Failure.TIMEOUT, false, 9_000 * MILLISECOND);
     stats.failed(Failure.BUSY, true, 1);
     stats.withoutText();
@@ -48,6 +49,8 @@ class RerankStatsTest {
     Map<String, Object> time = object(map, "time");
     assertEquals(9_008L, time.get("total_ms"));
     assertEquals(9_000L, time.get("max_ms"));
+    assertEquals(
+        Map.of("reading", 1.25, "calling", 4.5, "ordering", 2.25), time.get("reranked_ms"));
     List<?> histogram = (List<?>) time.get("histogram");
     assertEquals(Map.of("to_ms", 1L, "count", 2L), histogram.get(0));
     assertEquals(Map.of("to_ms", 10L, "count", 1L), histogram.get(3));
@@ -58,7 +61,7 @@ class RerankStatsTest {
   void travelsBetweenNodes() throws Exception {
     try (SidecarClient client =
         new SidecarClient(SidecarSettings.of(Settings.EMPTY, Path.of(".")))) {
-      stats.reranked(true, MILLISECOND);
+      stats.reranked(true, new Times(0, MILLISECOND, 0));
       DiscoveryNode node =
           new DiscoveryNode(
               "id", new TransportAddress(InetAddress.getLoopbackAddress(), 9300), Version.CURRENT);

@@ -161,6 +161,15 @@ class SidecarClientTest {
   }
 
   @Test
+  void sendsALongRequestWhole() {
+    String passage = "0123456789".repeat(100_000);
+    List<Candidate> hits = List.of(new Candidate("a", "A", passage, 1f));
+    client(sidecar.url()).rerank(new Call("fox", hits, 1), LONG, origin("x"), executor).join();
+    Map<?, ?> sent = (Map<?, ?>) ((List<?>) sidecar.received.get(0).body().get("hits")).get(0);
+    assertEquals(passage, sent.get("passage"));
+  }
+
+  @Test
   void keepsPathsOfAddresses() {
     sidecar.close();
     try (FakeSidecar other = new FakeSidecar()) {
