@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from plugin.sidecar.protocol import Text
+from plugin.sidecar.protocol import Count, Text
 from reranker.records import Hit, RerankResult
 
 # Passages that `cascade` reads where titles can choose them.
@@ -34,10 +34,10 @@ class CohereRequest(BaseModel):
     model: Literal["etr", "passage", "cascade"] = "cascade"
     query: Text
     documents: list[Text | Document] = Field(min_length=1)
-    top_n: int | None = Field(default=None, ge=1)
-    return_documents: bool = False
+    top_n: Count | None = Field(default=None, ge=1)
+    return_documents: bool = Field(default=False, strict=True)
     # Of title and text together. The models' own windows are a limit in any case.
-    max_tokens_per_doc: int | None = Field(default=None, ge=1)
+    max_tokens_per_doc: Count | None = Field(default=None, ge=1)
 
 
 class CohereV1Request(CohereRequest):

@@ -20,6 +20,16 @@ def _mend(text: object) -> object:
 # One damaged title must not cost a search its reranking.
 Text: TypeAlias = Annotated[str, BeforeValidator(_mend)]
 
+
+def _number(value: object) -> object:
+    if isinstance(value, (bool, str)):  # pydantic would read true as 1, and "5" as 5
+        raise ValueError("give a number, without quotes")
+    return value
+
+
+Number: TypeAlias = Annotated[float, BeforeValidator(_number)]
+Count: TypeAlias = Annotated[int, BeforeValidator(_number)]
+
 # The request's `deadline_ms` once more, as a header: a sidecar that has no time for the search
 # can then tell without reading it. Callers need not send it.
 DEADLINE_HEADER = "Titlecast-Deadline-Ms"
@@ -34,7 +44,7 @@ class WireHit(BaseModel):
     id: Text = ""
     title: Text = ""
     passage: Text = ""
-    score: float | None = None  # the engine's score; null where the engine gave none
+    score: Number | None = None  # the engine's score; null where the engine gave none
 
 
 class RerankRequest(BaseModel):
@@ -44,8 +54,8 @@ class RerankRequest(BaseModel):
 
     query: Text
     hits: list[WireHit]
-    passage_depth: int = Field(default=20, ge=0)  # 0: titles only
-    deadline_ms: float | None = Field(default=None, gt=0)  # time the caller still has
+    passage_depth: Count = Field(default=20, ge=0)  # 0: titles only
+    deadline_ms: Number | None = Field(default=None, gt=0)  # time the caller still has
 
 
 class WireRankedHit(BaseModel):

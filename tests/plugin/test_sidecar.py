@@ -129,6 +129,9 @@ def test_health_names_the_models(client: httpx.Client, cascade: Cascade, path: s
         (b'{"query": "a", "hits": [{"score": 1e999}]}', 422, "send null"),
         (b'{"query": "a", "hits": [], "passage_depth": -1}', 422, "passage_depth"),
         (b'{"query": "a", "hits": [], "deadline_ms": 0}', 422, "deadline_ms"),
+        (b'{"query": "a", "hits": [], "deadline_ms": true}', 422, "give a number"),
+        (b'{"query": "a", "hits": [], "deadline_ms": "5"}', 422, "give a number"),
+        (b'{"query": "a", "hits": [], "passage_depth": false}', 422, "give a number"),
         (b'{"query": "a", "hits": [%s]}' % b",".join([b"{}"] * 51), 422, "MAX_HITS"),
         (b'{"query": "a", "hits": [{"title": "%s"}]}' % (b"a" * 3001), 422, "MAX_TITLE_CHARACTERS"),
         (

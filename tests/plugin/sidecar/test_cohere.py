@@ -178,6 +178,8 @@ def test_documents_that_are_cut_are_less_work(url: str, http: httpx.Client) -> N
         ({"documents": [{"text": "a", "more": {"deep": 1}}]}, 422, "documents[0]"),
         ({"documents": [{"text": 7}]}, 422, "documents[0].text is no string"),
         ({"top_n": 0}, 422, "top_n"),
+        ({"top_n": True}, 422, "top_n"),
+        ({"max_tokens_per_doc": "7"}, 422, "max_tokens_per_doc"),
     ],
     ids=str,
 )
