@@ -87,13 +87,14 @@ class TeacherConfig(_Strict):
     KL(softmax(teacher / temperature) || softmax(student / temperature)) over each list.
     """
 
-    # A training's folder, or a bi-encoder (Hugging Face name or folder) whose cosines teach.
+    # A training's folder or a model folder; or a bi-encoder (Hugging Face name or folder) whose
+    # cosines teach.
     # Without either: the scores that the examples carry (`Example.taught`).
     folder: str | None = None
     encoder: str | None = None
     query_prompt: str = ""  # what the bi-encoder wants before a query
     scale: float = Field(default=20.0, gt=0)  # of its cosines
-    blend: float = Field(default=1.0, ge=0, le=1)  # as in `titlecast export --blend`
+    blend: float = Field(default=1.0, ge=0, le=1)  # of a training: `titlecast export --blend`
     weight: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=1.0, gt=0)
     layers: list[int] = []  # of the teacher's, which the network starts from; else the backbone

@@ -39,7 +39,7 @@ def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) ->
         return PairEncoder(model)
     taught_by = recipe.taught_by
     if taught_by is not None and taught_by.folder is not None and taught_by.layers:
-        _, teacher = load_trained(Path(taught_by.folder), taught_by.blend)
+        _, _, teacher = load_any(Path(taught_by.folder), taught_by.blend)
         if not isinstance(teacher, BroadcastEncoder):
             raise ValueError("a network can take layers of a teacher of the broadcast architecture")
         if teacher.config.sinks:
@@ -61,25 +61,30 @@ def started(folder: Path, recipe: Recipe) -> Model:
 
     Raises ValueError where that is of another kind than the recipe's.
     """
-    if (folder / "recipe.toml").is_file():
-        theirs, model = load_trained(folder)
-        task = theirs.task
-        backbone = theirs.backbone
-    else:
-        path = folder / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} is neither a training's folder nor a model folder: nothing to start from"
-            )
-        config = json.loads(path.read_text("utf-8"))
-        task, backbone = config["task"], config["backbone"]
-        model = restore(folder, backbone)
+    task, backbone, model = load_any(folder)
     if (task, backbone) != (recipe.task, recipe.backbone):
         raise ValueError(
             f"{folder} is a {task} model on {backbone}; the recipe is for a {recipe.task} model "
             f"on {recipe.backbone}"
         )
     return with_sinks(with_tokens(model, recipe), recipe)
+
+
+def load_any(folder: Path, blend: float = 1.0) -> tuple[str, str, Model]:
+    """Task, backbone and network of a training's folder (see `load_trained`) or a model folder.
+
+    Raises FileNotFoundError for a folder of neither kind.
+    """
+    if (folder / "recipe.toml").is_file():
+        recipe, model = load_trained(folder, blend)
+        return recipe.task, recipe.backbone, model
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is neither a training's folder nor a model folder: give one of them"
+        )
+    config = json.loads(path.read_text("utf-8"))
+    return config["task"], config["backbone"], restore(folder, config["backbone"])
 
 
 def with_tokens(model: Model, recipe: Recipe) -> Model:

@@ -11,7 +11,7 @@ import torch
 from reranker.evaluation.baselines import load_bi_encoder, normalise
 from reranker.models.backbone import find_backbone
 from reranker.training.scoring import list_logits
-from reranker.training.start import Model, load_trained
+from reranker.training.start import Model, load_any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def find_teacher(
         encode = load_bi_encoder(find_backbone(config.encoder), batch_size=64 if at_once else 1)
         return EncoderTeacher(config, encode, pool, items, at_once)
     if config is not None and config.folder is not None:
-        _, model = load_trained(Path(config.folder), config.blend)
+        _, _, model = load_any(Path(config.folder), config.blend)
         return NetworkTeacher(model.to(device).requires_grad_(False))
     return StoredScores(items)
 

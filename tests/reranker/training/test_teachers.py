@@ -15,6 +15,7 @@ from reranker.models.backbone import load_backbone
 from reranker.training import losses
 from reranker.training.config import Recipe, TeacherConfig
 from reranker.training.examples import Example
+from reranker.training.finish import export_trained
 from reranker.training.lists import make_batch
 from reranker.training.loop import load_data, train
 from reranker.training.scoring import list_logits
@@ -130,3 +131,25 @@ def test_a_vector_does_not_depend_on_which_texts_come_together(backbone):
     together = encode(texts)
     for text, vector in zip(texts, together, strict=True):
         assert np.array_equal(encode([text])[0], vector)
+
+
+def test_an_exported_model_teaches_as_the_network_it_was_made_of(data, backbone, tmp_path):
+    text = recipe_text("title", backbone)
+    recipe = prepared(tmp_path / "run", data, text)
+    train(recipe, tmp_path / "run", stop_at=4)
+    export_trained(tmp_path / "run", tmp_path / "model", "taught", "fp32")
+    loaded = load_data(recipe, tmp_path / "run", load_backbone(recipe.backbone))
+    item = loaded.items[0]
+    lists = lists_of([*item.golds, *item.candidates])
+    batch = make_batch([loaded.queries[0]], lists, [set(item.golds)], loaded.texts, chunks=2)
+    found = []
+    for folder in ("run", "model"):
+        config = TeacherConfig(folder=str(tmp_path / folder))
+        taught = recipe.model_copy(update={"taught_by": config})
+        teacher = find_teacher(taught, loaded.pool, loaded.items, torch.device("cpu"))
+        found.append(teacher.scores(batch, [0], lists))
+    assert torch.allclose(*found, atol=1e-3)
+    assert found[0].std() > 0.01
+    nowhere = recipe.model_copy(update={"taught_by": TeacherConfig(folder=str(tmp_path))})
+    with pytest.raises(FileNotFoundError, match="neither a training's folder nor a model folder"):
+        find_teacher(nowhere, loaded.pool, loaded.items, torch.device("cpu"))
