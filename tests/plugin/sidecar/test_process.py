@@ -158,7 +158,7 @@ def test_whatever_happens_to_it_searches_are_answered(tmp_path: Path) -> None:
 
 
 def test_sigterm_loses_no_search() -> None:
-    with process("--threads=1", drain_seconds=2, grace_seconds=240, max_concurrent=1) as sidecar:
+    with process("--threads=1", drain_seconds=600, grace_seconds=240, max_concurrent=1) as sidecar:
         statuses: list[int] = []
 
         def ask() -> None:
@@ -167,7 +167,7 @@ def test_sigterm_loses_no_search() -> None:
                 base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
             ) as client:
                 while True:
-                    response = client.post("/rerank", json=search(hits=HITS[:5]))
+                    response = client.post("/rerank", json=search(hits=HITS))
                     statuses.append(response.status_code)
                     if response.headers.get("connection") == "close":
                         return
@@ -179,9 +179,21 @@ def test_sigterm_loses_no_search() -> None:
         sidecar.popen.send_signal(signal.SIGTERM)
         for caller in callers:
             caller.join()
+        # Who has not noticed yet is served on, also on a new connection, and can notice.
+        with httpx.Client(
+            base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
+        ) as late:
+            assert late.get("/readyz").status_code == 503
+        callers = [threading.Thread(target=ask) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        sidecar.wait("titlecast_waiting_requests", 3)
+        sidecar.popen.send_signal(signal.SIGTERM)  # without the rest of that time
+        for caller in callers:  # what is under way is finished
+            caller.join()
         assert sidecar.popen.wait(PATIENCE) == 0
     assert set(statuses) == {200}
-    assert len(statuses) > 12
+    assert len(statuses) > 8 + 4 + 7
 
 
 def children(pid: int) -> list[int]:
