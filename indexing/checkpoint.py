@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -126,7 +126,7 @@ class Checkpoint:
 
     def truncate(self, position: int) -> None:
         """Drop the keys at and after a position."""
-        with self.keys.open("ab") as file:
+        with naming(self.keys), self.keys.open("ab") as file:
             there = file.tell()
             if there < position * KEY_BYTES:
                 raise IndexingError(
@@ -138,7 +138,7 @@ class Checkpoint:
         """Make a state the last one, together with the keys of the records that it adds."""
         with self._writing:
             if keys:
-                with self.keys.open("r+b") as file:
+                with naming(self.keys), self.keys.open("r+b") as file:
                     # Not just behind the last ones: these may be the second try to write them.
                     file.seek(state.position * KEY_BYTES - len(keys))
                     file.write(keys)
@@ -161,10 +161,21 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name a file in the errors of writing it, which otherwise say that *a* disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file in one step that a kill or a loss of power does not cut in two."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with naming(temporary), temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -11,6 +11,7 @@ checkpoint is dropped when the load goes on, as it is then found again.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from indexing.checkpoint import naming
 from indexing.records import Failure
 
 
@@ -31,7 +33,9 @@ class DeadLetters:
     def __init__(self, path: Path, position: int = 0) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._file: int | None = None
+        # Unbuffered: a line is in the file, or torn, when its write is over. And an object, not a
+        # descriptor's number: what is closed twice then closes nobody else's file.
+        self._file: io.FileIO | None = None
         self._torn = False
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -60,27 +64,27 @@ class DeadLetters:
             entry["document"] = document
         # In ASCII, as that also writes what no UTF-8 can hold.
         line = memoryview(json.dumps(_plain(entry)).encode() + b"\n")
-        with self._lock:
+        with self._lock, naming(self.path):
             if self._file is None:
-                self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                self._file = io.FileIO(self.path, "ab")
             if self._torn:  # by an interrupt or a full disk: it must not take this line along
-                os.write(self._file, b"\n")
+                self._file.write(b"\n")
             self._torn = True
             while line:
-                line = line[os.write(self._file, line) :]
+                line = line[self._file.write(line) or 0 :]
             self._torn = False
 
     def sync(self) -> None:
         """See that all lines survive a loss of power."""
-        with self._lock:
+        with self._lock, naming(self.path):
             if self._file is not None:
-                os.fsync(self._file)
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; without a line there is none."""
         with self._lock:
             if self._file is not None:
-                os.close(self._file)
+                self._file.close()
                 self._file = None
 
     def first(self, count: int) -> tuple[Failure, ...]:
@@ -94,7 +98,7 @@ class DeadLetters:
 
     def _drop_from(self, position: int) -> None:
         kept = self.path.with_name(f"{self.path.name}.tmp")
-        with kept.open("wb") as file:
+        with naming(kept), kept.open("wb") as file:
             for entry in entries(self.path):
                 if entry["position"] < position:
                     file.write(json.dumps(entry).encode() + b"\n")

@@ -13,6 +13,7 @@ import json
 import lzma
 import stat
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,8 @@ class LineFile:
         self.name = "stdin" if self._path is None else self._path.name
         self._size: int | None = None
         self._position: Callable[[], int] = lambda: 0
+        # Another thread may ask how far it is; the file may not be closed under its question.
+        self._asking = threading.Lock()
         self._max = max_line_bytes
         self.errors: tuple[type[Exception], ...] = _ERRORS  # what reading may raise
         about = None if self._path is None else self._path.stat()
@@ -79,10 +82,14 @@ class LineFile:
             self._size = about.st_size
 
     def fraction(self) -> float | None:
-        """How much of the file has been read, from 0 to 1; None where it has no known end."""
+        """How much of the file has been read, from 0 to 1; None where it has no known end.
+
+        May be asked by any thread.
+        """
         if self._size is None:
             return None
-        return min(1.0, self._position() / self._size) if self._size else 1.0
+        with self._asking:
+            return min(1.0, self._position() / self._size) if self._size else 1.0
 
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
@@ -93,7 +100,8 @@ class LineFile:
             try:
                 yield self._unpacked(raw)
             finally:
-                self._position = lambda: self._size or 0
+                with self._asking:
+                    self._position = lambda: self._size or 0
 
     def _unpacked(self, raw: io.BufferedReader[Any]) -> IO[bytes]:
         kind = _kind_of(raw)

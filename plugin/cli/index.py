@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -398,11 +399,23 @@ def _one_sentence() -> Iterator[None]:
         text = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, OpenSearchException):
             text = f"the cluster answered: {text}"
+        elif isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            text = f"{text} (in {_where(error)})"
         raise CommandError(text, _DID_NOT_RUN) from error
     except KeyboardInterrupt as error:
         raise CommandError(
             "stopped: run the same command again to go on where it was", _DID_NOT_RUN
         ) from error
+
+
+def _where(error: BaseException) -> str:
+    """Name the last line of ours that an error without a file's name came through."""
+    where = "?"
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] in ("indexing", "plugin", "reranker"):
+            where = f"{module}, line {line}"
+    return where
 
 
 @contextlib.contextmanager

@@ -1,13 +1,18 @@
 """What the sidecar counts, for Prometheus.
 
 One process keeps its numbers in memory. Several workers keep them in files of the folder that
-PROMETHEUS_MULTIPROC_DIR names, and whichever of them is asked adds all of them up.
+PROMETHEUS_MULTIPROC_DIR names, and whichever of them is asked adds all of them up. A worker goes by
+the number of its place, not by its process id: who takes that place next counts on in its files.
+
+The files are mapped into memory, and the system kills a process that writes into a mapping whose
+block the disk has no room for (SIGBUS). So all their blocks are allocated before a worker starts.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -17,12 +22,19 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     generate_latest,
+    values,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from reranker.records import StageReport
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+PLACE = "TITLECAST_WORKER_PLACE"
+# The client library's names for what `Metrics` has; the last two count only while a worker lives.
+_COUNTING, _LIVE = ("counter", "histogram"), ("gauge_livesum", "gauge_livemax")
+# Labels are few, so that a file stays below a tenth of this; only the models' names and hashes
+# add to it, some 250 bytes with each reload of new ones.
+_FILE_BYTES = 256 * 1024
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2.5, 5, 10)
@@ -41,6 +53,45 @@ _OUTCOMES = {
     500: "failed",
     503: "unavailable",
 }
+
+
+if MULTIPROCESS in os.environ and PLACE in os.environ:
+    _place = int(os.environ[PLACE])
+    # Before the first number is made (https://prometheus.github.io/client_python/multiprocess/).
+    values.ValueClass = values.MultiProcessValue(lambda: _place)  # type: ignore[no-untyped-call]
+
+
+def make_files(folder: Path, places: int) -> None:
+    """Make the files of so many workers, with all of their blocks.
+
+    Raises `OSError`, which names the remedy, where the disk has no room for them.
+    """
+    try:
+        for place in range(places):
+            for kind in (*_COUNTING, *_LIVE):
+                with _file(folder, kind, place).open("xb", buffering=0) as file:
+                    if hasattr(os, "posix_fallocate"):  # not on macOS
+                        os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+                    else:
+                        file.write(bytes(_FILE_BYTES))
+    except OSError as error:
+        size = places * len((*_COUNTING, *_LIVE)) * _FILE_BYTES // 1024
+        raise OSError(
+            f"{folder.parent} has no room for the numbers of {places} workers, {size} KiB "
+            f"({error.strerror}): make some, or name another folder with TMPDIR"
+        ) from error
+
+
+def forget_dead(folder: Path, place: int) -> None:
+    """Forget what counted only while the worker of a place was alive."""
+    for kind in _LIVE:
+        # In place, as a new file might find no room: the first bytes say how much of it is used.
+        with _file(folder, kind, place).open("r+b") as file:
+            file.write(bytes(8))
+
+
+def _file(folder: Path, kind: str, place: int) -> Path:
+    return folder / f"{kind}_{place}.db"
 
 
 class Metrics:

@@ -14,9 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prometheus_client.multiprocess import mark_process_dead
-
-from plugin.sidecar.metrics import MULTIPROCESS
+from plugin.sidecar.metrics import MULTIPROCESS, PLACE, forget_dead, make_files
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ class Workers:
         self._command = [*command, "--inherit", str(listener.fileno()), "--until-eof"]
         self._listener = listener
         self._count = count
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by place
         self._stop: signal.Signals | None = None
 
     def stop(self) -> None:
@@ -44,7 +42,10 @@ class Workers:
         self._stop = signal.SIGINT
 
     def run(self, grace_seconds: float) -> int:
-        """Serve until a signal comes; 0, or the status of a worker that could not start."""
+        """Serve until a signal comes; 0, or the status of a worker that could not start.
+
+        Raises `OSError` where the temporary folder has no room for the workers' numbers.
+        """
         handlers: dict[signal.Signals, Callable[..., None]] = {
             signal.SIGTERM: self._end,
             signal.SIGINT: self._end,
@@ -53,6 +54,7 @@ class Workers:
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         with tempfile.TemporaryDirectory(prefix="titlecast-metrics-") as numbers:
             try:
+                make_files(Path(numbers), self._count)
                 return self._watch(Path(numbers))
             finally:
                 self._finish(grace_seconds)
@@ -62,32 +64,35 @@ class Workers:
     def _watch(self, numbers: Path) -> int:
         self._listener.listen(2048)  # from now on callers wait for the first worker
         while self._stop is None:
-            for process in [p for p in self._processes if p.poll() is not None]:
-                self._processes.remove(process)
+            for place, process in list(self._processes.items()):
+                if process.poll() is None:
+                    continue
+                del self._processes[place]
                 _close(process)
-                mark_process_dead(process.pid, str(numbers))  # type: ignore[no-untyped-call]
+                forget_dead(numbers, place)
                 if process.returncode in _REFUSED:
                     return process.returncode
                 _log.error("worker %d died (%d): replaced", process.pid, process.returncode)
                 time.sleep(_SECONDS_BETWEEN_STARTS)
-            while len(self._processes) < self._count and self._stop is None:
-                self._processes.append(self._start(numbers))
+            for place in range(self._count):
+                if place not in self._processes and self._stop is None:
+                    self._processes[place] = self._start(numbers, place)
             time.sleep(_TICK_SECONDS)
         return 0
 
-    def _start(self, numbers: Path) -> subprocess.Popen[bytes]:
+    def _start(self, numbers: Path, place: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             pass_fds=[self._listener.fileno()],
-            env={**os.environ, MULTIPROCESS: str(numbers)},
+            env={**os.environ, MULTIPROCESS: str(numbers), PLACE: str(place)},
             start_new_session=True,  # Ctrl-C in the terminal is passed on by us, once
         )
 
     def _finish(self, grace_seconds: float) -> None:
         self._tell(self._stop or signal.SIGTERM)
         limit = time.monotonic() + grace_seconds
-        for process in self._processes:
+        for process in self._processes.values():
             try:
                 process.wait(max(0.0, limit - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -96,7 +101,7 @@ class Workers:
             _close(process)
 
     def _tell(self, number: signal.Signals) -> None:
-        for process in self._processes:
+        for process in list(self._processes.values()):  # a signal comes at any moment
             if process.poll() is None:
                 process.send_signal(number)
 

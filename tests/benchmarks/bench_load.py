@@ -239,12 +239,17 @@ async def open_loop(
     return list(await asyncio.gather(*asked))
 
 
+def in_time(found: Sequence[Outcome], deadline_ms: float) -> list[Outcome]:
+    """Those answered within the time that they had."""
+    return [one for one in found if one.status == 200 and one.seconds * 1000 <= deadline_ms]
+
+
 def row(
     factor: float, seconds: float, deadline_ms: float, found: Sequence[Outcome], used: Used
 ) -> str:
     """One line of the table: what became of all searches in so many seconds of that load."""
     answered = [outcome for outcome in found if outcome.status == 200]
-    good = [outcome for outcome in answered if outcome.seconds * 1000 <= deadline_ms]
+    good = in_time(found, deadline_ms)
     statuses = Counter(outcome.status for outcome in found)
     times = np.array([outcome.seconds * 1000 for outcome in answered] or [np.nan])
     p50, p95, p99 = np.percentile(times, [50, 95, 99])
@@ -293,6 +298,10 @@ async def measure(arguments: argparse.Namespace, port: int) -> None:
     seconds = arguments.rounds * arguments.seconds
     for factor in arguments.factors:
         print(row(factor, seconds, arguments.deadline_ms, found[factor], used[factor]))
+    counts = {factor: len(in_time(found[factor], arguments.deadline_ms)) for factor in found}
+    most, peak = max(counts), max(counts, key=lambda factor: counts[factor])
+    share = counts[most] / max(counts[peak], 1)
+    print(f"\nat {most:g}x, in time: {share:.0%} of the peak's, which is at {peak:g}x")
     await callers.close()
 
 

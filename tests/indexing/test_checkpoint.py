@@ -1,5 +1,7 @@
+import contextlib
 import json
-import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -96,23 +98,35 @@ def test_dead_letters_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert letters.first(1) == (Failure("f:3", "bad"),)
 
 
-def test_a_line_cut_by_an_interrupt_takes_no_other_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes, as on a disk that fills up while it is written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_line_cut_by_a_full_disk_takes_no_other_along(tmp_path: Path) -> None:
     letters = DeadLetters(tmp_path / "dead.jsonl")
-    write = os.write
-
-    def half(file: int, data: bytes) -> int:
-        write(file, bytes(data)[:5])
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.write", half)
-        with pytest.raises(KeyboardInterrupt):
-            letters.add(0, Failure("f:1", "bad"))
+    with room(5), pytest.raises(OSError, match=r"dead\.jsonl"):
+        letters.add(0, Failure("f:1", "bad"))
+    assert letters.path.stat().st_size == 5
     letters.add(1, Failure("f:2", "bad"))
     letters.close()
     assert [entry["position"] for entry in entries(letters.path)] == [1]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with Checkpoint(tmp_path) as checkpoint:
+        checkpoint.truncate(0)
+        with room(5), pytest.raises(OSError, match=r"checkpoint\.json\.tmp"):
+            checkpoint.write(State())
+        with room(5), pytest.raises(OSError, match="keys"):
+            checkpoint.write(State(position=1), b"a" * KEY_BYTES)
+        assert checkpoint.read() is None
 
 
 def test_an_earlier_loads_dead_letters_are_kept_aside(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import json
+import re
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ import pytest
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import TransportError
 
+from plugin.engines import Engine
+from plugin.node.tools import find_jdk
 from plugin.sidecar.app import build_app
 from plugin.sidecar.settings import load_settings
 from tests.integration import corpus
@@ -78,21 +81,41 @@ def breaker(client: OpenSearch) -> str:
     return str(one["breaker"])
 
 
+def check_in_time(world: World, causes: Sequence[str]) -> None:
+    """See that a short limit is kept, with the right page, whatever goes wrong."""
+    for _ in range(21):  # a busy machine keeps it now and then; a wrong limit, never
+        outcome = search(world.client, PAGE, SHORT)
+        assert {*outcome.causes} <= {*causes, "timeout"}
+        check(world.client, PAGE, outcome, outcome.causes)
+        if outcome.milliseconds <= 300 + 50:
+            return
+    pytest.fail("of 21 searches none was answered within 50 ms of its limit")
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_every_search_has_an_answer_and_its_cause_is_counted(world: World, fault: Fault) -> None:
     with fault.happening(world):
         outcome = search(world.client, PAGE, fault.timeout)
-        if fault.timeout == SHORT:  # a busy machine keeps it now and then; a wrong limit, never
-            more = (search(world.client, PAGE, SHORT) for _ in range(20))
-            times = (each.milliseconds for each in itertools.chain([outcome], more))
-            assert any(milliseconds <= 300 + 50 for milliseconds in times)
+        check_in_time(world, fault.causes)
     check(world.client, PAGE, outcome, fault.causes)
     # The next search finds nothing but a sidecar that is well.
     with world.sidecar.serving(backwards()):
         assert report(search(world.client, PAGE, "60s").found)["applied"]
 
 
-def test_failures_leave_nothing_behind(world: World) -> None:
+def calls_in_memory(client: OpenSearch) -> dict[str, int]:
+    """What a node on this machine still holds of calls, once it has collected what it can."""
+    (node,) = client.nodes.info(metric="process")["nodes"].values()
+    command = [find_jdk().home / "bin" / "jcmd", str(node["process"]["id"]), "GC.class_histogram"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    found = re.findall(r"(\d+) +\d+ +(?:org\.titlecast|jdk\.internal\.net)\.(\S+)", done.stdout)
+    counts = {name.rpartition(".")[2]: int(count) for count, name in found}
+    assert "SidecarClient" in counts, done.stdout[:1000]
+    held = ("SidecarClient$Exchange", "SidecarClient$Attempt", "BoundedBody", "MultiExchange")
+    return {name: counts.get(name, 0) for name in held}
+
+
+def test_failures_leave_nothing_behind(world: World, cluster: Engine) -> None:
     def in_use() -> tuple[int, int]:
         (node,) = world.client.nodes.stats(metric="process,jvm")["nodes"].values()
         return node["process"]["open_file_descriptors"], node["jvm"]["threads"]["count"]
@@ -101,9 +124,14 @@ def test_failures_leave_nothing_behind(world: World) -> None:
         host, port = world.sidecar.host, world.sidecar.port
         for _ in range(times):
             search(world.client, PAGE, "60s")  # refused
-            for app, limit in ((saying(503), "60s"), (NEVER, "100ms"), (NEVER, "1ms")):
+            for app, limit, count in (
+                (saying(503), "60s", 1),
+                (NEVER, "100ms", 1),
+                (NEVER, "1ms", 9),
+            ):
                 with world.sidecar.serving(app):
-                    search(world.client, PAGE, limit)
+                    for _ in range(count):  # over before it has begun, now and then
+                        search(world.client, PAGE, limit)
             with blurting(host, port, b"", reset=True):
                 search(world.client, PAGE, "60s")
 
@@ -112,11 +140,15 @@ def test_failures_leave_nothing_behind(world: World) -> None:
     fail(8)
     for fault in FAULTS:
         with fault.happening(world):
-            search(world.client, PAGE, fault.timeout)
+            for _ in range(12):  # more than the slack
+                search(world.client, PAGE, fault.timeout)
     assert stats(world.client)["in_flight"] == 0
     assert [one["in_flight"] for one in stats(world.client)["sidecars"]] == [0]
     # Java's client closes what it was told to close within seconds.
     wait_until(lambda: in_use()[0] <= files + 10 and in_use()[1] <= threads + 10)
+    if cluster.kind == "local":
+        # Of hundreds of calls; the last may lie in the hands of a connection or a thread.
+        wait_until(lambda: max(calls_in_memory(world.client).values()) <= 3, 120)
 
 
 @pytest.mark.usefixtures("wary")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 import typer
 from opensearchpy import OpenSearch
 from opensearchpy.helpers import scan
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import plugin.cli.index
 from indexing import target
@@ -52,6 +53,12 @@ def url(client: OpenSearch) -> str:
 def held(client: OpenSearch, name: str) -> dict[str, dict[str, Any]]:
     client.indices.refresh(index=name)
     return {hit["_id"]: hit["_source"] for hit in scan(client, index=name)}
+
+
+def told(result: Result) -> str:
+    """What a command printed, and the trace of what ended it, with its causes."""
+    trace = "".join(traceback.format_exception(*result.exc_info)) if result.exc_info else ""
+    return f"{result.output}\n{trace}"
 
 
 def start(config: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -164,7 +171,7 @@ def test_a_killed_loads_settings_are_put_right(
     app = typer.Typer()
     plugin.cli.index.register(app)
     result = CliRunner().invoke(app, ["--restore", "--index", NAME, "--url", url])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, told(result)
     assert settings_of(client) == own
     # … or by the load that goes on; it ends with what was there before both.
     killed_at(config, url, "after", "_bulk", 2)
@@ -212,7 +219,7 @@ def test_a_load_that_is_told_to_end_leaves_settings_restored(
     app = typer.Typer()
     plugin.cli.index.register(app)
     result = CliRunner().invoke(app, [*arguments, "--url", url, "--json"])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, told(result)
     summary = json.loads(result.stdout)
     assert summary["verified"]
     assert summary["resumed_at"] is not None

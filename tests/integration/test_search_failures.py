@@ -37,6 +37,7 @@ from tests.integration.fakes import (
     endless,
     saying,
 )
+from tests.integration.faults import stats
 
 pytestmark = pytest.mark.usefixtures("index")
 
@@ -154,7 +155,9 @@ def test_searches_that_wait_hold_up_no_others(client: OpenSearch, sidecar: Any) 
                 assert not any(one.done() for one in waiting)
                 time.sleep(0.02)
             assert len(hits_of(unpiped(client, **PAGE))) == 4
+            before = stats(client)["failures"]["in_flight_bound"]
             check_engines_page(client, search(client), "^64 calls to the sidecar are under way")
+            assert stats(client)["failures"]["in_flight_bound"] == before + 1
             assert not any(one.done() for one in waiting)
         finally:
             gate.open.set()

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plugin.sidecar.app import build_app
+from plugin.sidecar.logs import JsonLines
 from plugin.sidecar.protocol import RerankRequest, RerankResponse
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade, Hit, RankedHit, RerankResult, StageReport
@@ -197,7 +198,8 @@ def test_what_is_not_there_says_what_is(client: httpx.Client, method: str, path:
     assert "POST /rerank" in sentence(response)
 
 
-def test_the_key_is_asked_of_searches(cascade: Cascade) -> None:
+def test_the_key_is_asked_of_searches(cascade: Cascade, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     with serving(build_app(cascade, load_settings(api_key="open-sesame"))) as client:
         for headers in (
             {},
@@ -224,6 +226,11 @@ def test_the_key_is_asked_of_searches(cascade: Cascade) -> None:
             raw.settimeout(60)
             raw.sendall(b"}")
             assert b" 401 " in raw.recv(1000)
+    ours = [one for one in caplog.records if one.name.startswith(("plugin", "uvicorn"))]
+    logged = "\n".join(map(JsonLines().format, ours))
+    assert "hits in" in logged
+    for secret in ("sesame", "wrong", "Bearer"):  # what is wrong here may be right elsewhere
+        assert secret not in logged
 
 
 def test_half_a_surrogate_pair_costs_no_search_its_reranking(client: httpx.Client) -> None:

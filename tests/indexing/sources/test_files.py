@@ -6,8 +6,11 @@ import json
 import lzma
 import random
 import sys
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,6 +100,27 @@ def test_the_fraction_runs_from_zero_to_one(tmp_path: Path) -> None:
     assert 0.4 < file.fraction() < 0.6
     assert sum(1 for _ in lines) == 100_000
     assert file.fraction() == 1.0
+
+
+def test_another_thread_may_ask_how_far_it_is_while_the_file_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(b"{}\n")
+    file = LineFile(path)
+    asked = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with file.opened() as stream:
+            tell = file._position
+
+            def slowly() -> int:
+                asked.set()
+                time.sleep(0.5)  # in which the file would be closed
+                return tell()
+
+            file._position = slowly
+            fraction = pool.submit(file.fraction)
+            assert asked.wait(60)
+            stream.read()
+        assert fraction.result() == 1.0
 
 
 def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:

@@ -1,12 +1,17 @@
+import errno
 import io
+import os
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from indexing.checkpoint import Checkpoint, State, differences
 from indexing.load import Progress, Summary
 from indexing.records import Failure
 from indexing.sources import Source
-from plugin.cli.index import _Display, _named
+from plugin.cli.index import _Display, _named, _one_sentence
+from plugin.cli.options import CommandError
 
 
 def shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -53,3 +58,23 @@ def test_the_first_failures_are_named_and_the_others_counted() -> None:
 def test_a_summary_tells_duplicates_and_differences() -> None:
     summary = Summary("i", 10, 6, 2, 1, 1, 0, 7, 0, 1.0, 7, (), 7, (), "")
     assert (summary.indexed, summary.duplicates, summary.verified) == (8, 1, True)
+
+
+def test_an_error_without_a_name_says_where_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "keys").symlink_to("/dev/full")
+    with (
+        Checkpoint(tmp_path) as checkpoint,
+        pytest.raises(CommandError, match=r"No space left on device: '.*/keys'"),
+        _one_sentence(),
+    ):
+        checkpoint.write(State(position=1), b"k" * 8)
+
+    class Broken(dict[str, object]):
+        def get(self, *_: object) -> None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    where = r"Bad file descriptor \(in indexing\.checkpoint, line \d+\)"
+    with pytest.raises(CommandError, match=where), _one_sentence():
+        differences(Broken(a=1), {})
+    with pytest.raises(CommandError, match=r"^our own words$"), _one_sentence():
+        raise OSError("our own words")

@@ -6,12 +6,13 @@ import contextlib
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from reranker.stages import SHIPPED
 from tests.plugin.sidecar.fakes import search, wait_until
 
 REPOSITORY = Path(__file__).parents[3]
+SERVE = (sys.executable, "-m", "plugin.cli.main", "serve")
 PATIENCE = 300.0
 HITS = [{"id": str(n), "title": f"merge {n} lists", "passage": "sorted " * 60} for n in range(20)]
 
@@ -50,16 +52,22 @@ class Process:
         return 0.0
 
     def wait(self, name: str, value: float) -> None:
+        """Wait for a metric: an answer is counted once it is sent, maybe by another worker."""
         wait_until(lambda: self.number(name) >= value, PATIENCE)
 
 
 @contextlib.contextmanager
-def process(*options: str, log: Any = None, files: int = 0, **settings: Any) -> Iterator[Process]:
-    """A ready sidecar; it has ended when the block is left."""
+def process(
+    *options: str, log: Any = None, files: int = 0, before: Sequence[str] = (), **settings: Any
+) -> Iterator[Process]:
+    """A ready sidecar; it has ended when the block is left.
+
+    `before` is a command that runs its arguments in its own place.
+    """
     environ = {name: text for name, text in os.environ.items() if "TITLECAST" not in name}
     environ |= {f"TITLECAST_{name.upper()}": str(value) for name, value in settings.items()}
     port = free_port()
-    command = [sys.executable, "-m", "plugin.cli.main", "serve", f"--port={port}", *options]
+    command = [*before, *SERVE, f"--port={port}", *options]
 
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
@@ -150,7 +158,7 @@ def test_whatever_happens_to_it_searches_are_answered(tmp_path: Path) -> None:
 
 
 def test_sigterm_loses_no_search() -> None:
-    with process("--threads=1", drain_seconds=2, grace_seconds=240, max_concurrent=1) as sidecar:
+    with process("--threads=1", drain_seconds=600, grace_seconds=240, max_concurrent=1) as sidecar:
         statuses: list[int] = []
 
         def ask() -> None:
@@ -159,7 +167,7 @@ def test_sigterm_loses_no_search() -> None:
                 base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
             ) as client:
                 while True:
-                    response = client.post("/rerank", json=search(hits=HITS[:5]))
+                    response = client.post("/rerank", json=search(hits=HITS))
                     statuses.append(response.status_code)
                     if response.headers.get("connection") == "close":
                         return
@@ -171,9 +179,21 @@ def test_sigterm_loses_no_search() -> None:
         sidecar.popen.send_signal(signal.SIGTERM)
         for caller in callers:
             caller.join()
+        # Who has not noticed yet is served on, also on a new connection, and can notice.
+        with httpx.Client(
+            base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
+        ) as late:
+            assert late.get("/readyz").status_code == 503
+        callers = [threading.Thread(target=ask) for _ in range(8)]
+        for caller in callers:
+            caller.start()
+        sidecar.wait("titlecast_waiting_requests", 3)
+        sidecar.popen.send_signal(signal.SIGTERM)  # without the rest of that time
+        for caller in callers:  # what is under way is finished
+            caller.join()
         assert sidecar.popen.wait(PATIENCE) == 0
     assert set(statuses) == {200}
-    assert len(statuses) > 12
+    assert len(statuses) > 8 + 4 + 7
 
 
 def children(pid: int) -> list[int]:
@@ -205,6 +225,7 @@ def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
                     assert client.post("/rerank", json=search(hits=HITS)).status_code == 200
 
         ask(10)
+        sidecar.wait(ANSWERED, 10)
         assert sidecar.number(ANSWERED) == 10  # whichever of them is asked
         for worker in workers:  # the file itself, not a copy of it
             assert mapped(worker, "Rss") > 0
@@ -222,6 +243,7 @@ def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
                 PATIENCE,
             )
             ask(5)
+            sidecar.wait(ANSWERED, 15)
             assert sidecar.number(ANSWERED) == 15
             survivors = children(sidecar.popen.pid)
             sidecar.popen.send_signal(signal.SIGTERM)
@@ -230,10 +252,83 @@ def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
         wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
 
 
+def small_disk(folder: Path, size: str) -> list[str]:
+    """A command that gives its arguments' process a temporary folder on a disk of its own.
+
+    Nobody else sees it, except by way of the process' `/proc/PID/root`, and it is gone with it.
+    """
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    mount = 'mount -t tmpfs -o "size=$0" tmpfs "$TMPDIR" && exec "$@"'
+    command = ["unshare", *user, "--mount", "env", f"TMPDIR={folder}", "sh", "-c", mount, size]
+    try:
+        subprocess.run([*command, "true"], check=True, capture_output=True, timeout=PATIENCE)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no disk of its own can be given to a process here: {error}")
+    return command
+
+
+def test_workers_count_on_when_the_disk_of_their_numbers_is_full(tmp_path: Path) -> None:
+    alone = small_disk(tmp_path, "4m")
+    with process("--threads=1", "--workers=2", before=alone) as sidecar:
+        wait_until(lambda: sidecar.number("titlecast_ready") == 2, PATIENCE)
+        full = Path(f"/proc/{sidecar.popen.pid}/root{tmp_path}/full")
+        with full.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        assert shutil.disk_usage(full).free == 0
+        workers = children(sidecar.popen.pid)
+        asked = 0
+
+        def ask(count: int) -> None:
+            nonlocal asked
+            asked += count
+            for _ in range(count):  # each on a connection of its own, which either may accept
+                with httpx.Client(
+                    base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
+                ) as client:
+                    # Paths, outcomes and stages that were not counted before.
+                    for path in ("/rerank", "/v1/rerank", "/nowhere", "/openapi.json"):
+                        client.post(path, json={})
+                    assert client.post("/rerank", json=search(hits=HITS)).status_code == 200
+
+        ask(20)
+        sidecar.wait(ANSWERED, asked)  # or the next one's death would come before
+        assert children(sidecar.popen.pid) == workers
+        # Who takes a dead one's place needs no room either.
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: len(set(children(sidecar.popen.pid)) - {workers[0]}) == 2, PATIENCE)
+        sidecar.client.close()
+        sidecar.client = httpx.Client(
+            base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
+        )
+        with sidecar.client:
+            wait_until(lambda: sidecar.number("titlecast_ready") == 2, PATIENCE)
+            workers = children(sidecar.popen.pid)
+            ask(20)
+            assert children(sidecar.popen.pid) == workers
+            sidecar.wait(ANSWERED, asked)
+            assert sidecar.number(ANSWERED) == asked
+
+
+def test_without_room_for_their_numbers_no_workers_start(tmp_path: Path) -> None:
+    alone = small_disk(tmp_path, "1m")
+    done = subprocess.run(
+        [*alone, *SERVE, f"--port={free_port()}", "--workers=2"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no room for the numbers of 2 workers, 2048 KiB" in done.stderr
+    assert "TMPDIR" in done.stderr
+
+
 def check(*options: str, **settings: str) -> tuple[int, str]:
     environ = {name: text for name, text in os.environ.items() if "TITLECAST" not in name}
     found = subprocess.run(
-        [sys.executable, "-m", "plugin.cli.main", "serve", "--check", *options],
+        [*SERVE, "--check", *options],
         cwd=REPOSITORY,
         env=environ | {f"TITLECAST_{name.upper()}": text for name, text in settings.items()},
         capture_output=True,

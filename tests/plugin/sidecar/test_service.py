@@ -462,6 +462,17 @@ def test_callers_must_show_a_certificate_where_they_are_told_to(
                 ask(client, context)
 
 
+def shown(server: ssl.SSLContext, client: ssl.SSLContext) -> bytes | None:
+    """The certificate that a server shows to a client, which trusts it."""
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(back, there, server_hostname="127.0.0.1")
+    answering = server.wrap_bio(there, back, server_side=True)
+    for side in (asking, answering, asking):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return asking.getpeercert(binary_form=True)
+
+
 def test_a_certificate_is_renewed_without_a_restart(
     certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -469,13 +480,16 @@ def test_a_certificate_is_renewed_without_a_restart(
     server.config.load()
     context = server.config.ssl
     assert context is not None
-    before = certificates.key.read_bytes()
+    before, first = certificates.key.read_bytes(), shown(context, certificates.context())
+    assert first is not None
     certificates.key.write_bytes(b"broken")
     server._reload_certificate()
     assert "the certificate before stays" in caplog.text
+    assert shown(context, certificates.context()) == first
     certificates.renew()
     assert certificates.key.read_bytes() != before
     with caplog.at_level(logging.INFO):
         server._reload_certificate()
     assert "read anew" in caplog.text
     assert server.config.ssl is context
+    assert shown(context, certificates.context()) not in (None, first)

@@ -3,6 +3,7 @@ package org.titlecast.opensearch;
 import java.io.Closeable;
 import java.io.IOException;
 import java.net.ConnectException;
+import java.net.ProtocolException;
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpConnectTimeoutException;
@@ -72,8 +73,30 @@ final class SidecarClient implements Closeable {
     HttpClient http = same ? old.http : client(settings);
     setup = new Setup(settings, http, sidecars(settings, old.sidecars));
     if (!same) {
-      old.http.shutdown();
+      retire(old);
     }
+  }
+
+  /**
+   * Puts a new HTTP client in the place of one that a sidecar has told something else than HTTP.
+   *
+   * <p>Java's own (seen up to version 25) neither closes that connection nor forgets its request,
+   * however the request is cancelled: probes alone would use up the node's file descriptors.
+   */
+  private synchronized void replace(HttpClient http) {
+    Setup old = setup;
+    if (old.http == http && !closed) { // else another call was faster
+      setup = new Setup(old.settings, client(old.settings), old.sidecars);
+      retire(old);
+    }
+  }
+
+  /** Lets calls under way end as they began, and ends what is left when all must have. */
+  private static void retire(Setup old) {
+    old.http.shutdown();
+    CompletableFuture.delayedExecutor(
+            old.settings.timeout().millis(), TimeUnit.MILLISECONDS, Runnable::run)
+        .execute(old.http::shutdownNow);
   }
 
   /** The settings in force. */
@@ -137,6 +160,9 @@ final class SidecarClient implements Closeable {
     }
     long limit = Math.min(timeout.millis(), settings.timeout().millis());
     Exchange exchange = new Exchange(call, limit, origin, executor);
+    if (origin.task() != null) { // first of all: however soon it ends, it is taken out again
+      ofTasks.put(origin.task(), exchange);
+    }
     exchange.answer.orTimeout(limit, TimeUnit.MILLISECONDS);
     exchange.answer.whenComplete(
         (answer, error) -> {
@@ -146,11 +172,8 @@ final class SidecarClient implements Closeable {
           }
           exchange.stop();
         });
-    if (origin.task() != null) {
-      ofTasks.put(origin.task(), exchange);
-      if (cancelled.test(origin.task())) { // before it was put there
-        cancel(origin.task());
-      }
+    if (origin.task() != null && cancelled.test(origin.task())) { // before it was put there
+      cancel(origin.task());
     }
     exchange.send();
     return exchange.answer.handleAsync(
@@ -212,6 +235,12 @@ final class SidecarClient implements Closeable {
               reply -> {
                 if (reply.statusCode() != 200) {
                   throw new CompletionException(new IOException("HTTP " + reply.statusCode()));
+                }
+              })
+          .whenComplete(
+              (ready, error) -> {
+                if (error != null && causedBy(error, ProtocolException.class)) {
+                  replace(now.http);
                 }
               });
     } catch (RuntimeException e) {
@@ -330,12 +359,12 @@ final class SidecarClient implements Closeable {
       long left = Math.max(1, TimeUnit.NANOSECONDS.toMillis(deadline - System.nanoTime()));
       // Less time than a connection may take says nothing of the sidecar, but of the pipeline.
       boolean telling = left >= now.settings.connectTimeout().millis();
-      Attempt made = new Attempt(sidecar, telling);
+      Attempt made = new Attempt(sidecar, now.http, telling);
+      // Not all of the setup: a client that a request of its own leads to is never collected.
+      int mostBytes = now.settings.maxResponseBytes();
       CompletableFuture<HttpResponse<byte[]>> sent;
       try {
-        sent =
-            now.http.sendAsync(
-                request(sidecar, left), info -> new BoundedBody(now.settings.maxResponseBytes()));
+        sent = now.http.sendAsync(request(sidecar, left), info -> new BoundedBody(mostBytes));
       } catch (IOException | RuntimeException e) {
         sent = CompletableFuture.failedFuture(e);
       }
@@ -360,6 +389,9 @@ final class SidecarClient implements Closeable {
         made.end(null);
         answer.complete(read);
         return;
+      }
+      if (causedBy(error, ProtocolException.class)) {
+        replace(made.http);
       }
       SidecarException known = explain(error, 0);
       made.end(known.failure());
@@ -420,12 +452,14 @@ final class SidecarClient implements Closeable {
   /** One request to one sidecar. */
   private final class Attempt {
     final Sidecar sidecar;
+    final HttpClient http;
     private final boolean telling;
     private final AtomicBoolean ended = new AtomicBoolean();
     private volatile CompletableFuture<?> sent;
 
-    Attempt(Sidecar sidecar, boolean telling) {
+    Attempt(Sidecar sidecar, HttpClient http, boolean telling) {
       this.sidecar = sidecar;
+      this.http = http;
       this.telling = telling;
       sidecar.calls.increment();
       sidecar.underWay.incrementAndGet();

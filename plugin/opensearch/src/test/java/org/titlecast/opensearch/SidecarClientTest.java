@@ -1,11 +1,17 @@
 package org.titlecast.opensearch;
 
+import static java.nio.charset.StandardCharsets.US_ASCII;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertNull;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import java.io.OutputStream;
+import java.net.InetAddress;
+import java.net.ServerSocket;
+import java.net.Socket;
+import java.net.SocketException;
 import java.net.URI;
 import java.util.ArrayList;
 import java.util.HashMap;
@@ -317,6 +323,40 @@ class SidecarClientTest {
     sidecar.will((exchange, request) -> exchange.close());
     assertTrue(failure().contains("connection to the sidecar failed"));
     assertEquals(2, sidecar.received.size());
+  }
+
+  @Test
+  void hangsUpOnWhatIsNotHttp() throws Exception {
+    try (ServerSocket other = new ServerSocket(0, 0, InetAddress.getLoopbackAddress())) {
+      SidecarClient client =
+          client(
+              TimeValue.timeValueSeconds(2),
+              100_000,
+              4,
+              "http://localhost:" + other.getLocalPort());
+      CompletableFuture<Answer> asked = ask(client, LONG);
+      for (int attempt = 0; attempt < 2; attempt++) {
+        try (Socket connection = other.accept()) {
+          connection.getInputStream().read();
+          connection.getOutputStream().write("220 mail ESMTP\r\n".getBytes(US_ASCII));
+          // It stays open on this side; what is read to its end was closed on the other.
+          connection.getInputStream().transferTo(OutputStream.nullOutputStream());
+        } catch (SocketException reset) {
+          // Closed over unread bytes.
+        }
+      }
+      assertThrows(CompletionException.class, asked::join);
+      // Its successor is as good, and who else called meanwhile is not cut off.
+      client.update(
+          client
+              .settings()
+              .withDynamic(
+                  Settings.builder()
+                      .putList("title_rerank.sidecar.urls", sidecar.url())
+                      .put("title_rerank.sidecar.connect_timeout", "5s")
+                      .build()));
+      assertEquals("fake", ask(client, LONG).join().model());
+    }
   }
 
   @Test
