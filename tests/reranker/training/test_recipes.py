@@ -140,7 +140,11 @@ def shrunk(recipe: Recipe, backbone: Path, teacher: Path) -> Recipe:
         elif recipe.taught_by.layers:
             few = {"folder": str(teacher), "layers": [0]}
             changes["model"] = model | {"layers": 1}
+        elif recipe.taught_by.folder:
+            few = {"folder": str(teacher)}
         changes["taught_by"] = recipe.taught_by.model_copy(update=few)
+    if recipe.start:
+        changes["start"] = str(teacher)
     if recipe.augment:
         small = {"every": 1, "first": 0, "labelled": 4, "made": 2, "pool": 30, "depth": 5}
         small |= {"unlabelled": min(recipe.augment.unlabelled, 2)}
