@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.benchmarks.bench_rerank import (
     measure,
     show_searches,
 )
-from tests.reranker.conftest import SMALL, write_models
+from tests.reranker.conftest import SMALL, random_encoder, write_model, write_models
 
 TITLES = ["heap queue", "merge sorted lists", "read lines of files"]
 
@@ -33,6 +34,8 @@ def test_the_arithmetic_of_a_token_is_that_of_all_layers_linear_maps(models):
     c = SMALL
     per_layer = 4 * c.hidden * c.hidden + 2 * c.hidden * c.intermediate
     assert flops_per_token(models / "title") == 2 * c.layers * per_layer
+    write_model(models / "sinks", "title", random_encoder(replace(SMALL, sinks=True)))
+    assert flops_per_token(models / "sinks") == 2 * c.layers * per_layer
 
 
 def test_contenders_take_turns_and_one_that_cannot_run_is_named(models, tmp_path):
