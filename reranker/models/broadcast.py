@@ -284,21 +284,13 @@ class BroadcastEncoder(nn.Module):
         """
         found = BroadcastEncoder(replace(self.config, sinks=True))
         rows, last = torch.arange(len(ids)), mask.sum(1) - 1
-        x = self.embed(ids, 0, 0)  # (N, T, H)
 
-        def special(states: Tensor) -> Tensor:  # (N, A, T, D) -> (A, 2, D)
-            return torch.stack([states[:, :, 0].mean(0), states[rows, :, last].mean(0)], 1)
+        def special(layers: list[Tensor]) -> Tensor:  # L of (N, A, T, D) -> (L, A, 2, D)
+            ends = [(states[:, :, 0].mean(0), states[rows, :, last].mean(0)) for states in layers]
+            return torch.stack([torch.stack(both, 1) for both in ends])
 
-        keys, values = [], []
-        for module in self.layers:
-            layer: Layer = module  # type: ignore[assignment]
-            q, k, v = (layer.split(part(x)) for part in (layer.query, layer.key, layer.value))
-            keys.append(special(k))
-            values.append(special(v))
-            logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-            weights = logits.masked_fill(~mask[:, None, None, :], float("-inf")).softmax(-1)
-            x = layer.finish(x, weights @ v)
-        sinks = {"sink_keys": torch.stack(keys), "sink_values": torch.stack(values)}
+        read = self.encode_query(ids, mask)  # a text without a query is read as a query is
+        sinks = {"sink_keys": special(read.keys), "sink_values": special(read.values)}
         found.load_state_dict(self.state_dict() | sinks)
         return found
 
