@@ -56,6 +56,11 @@ class Process:
         wait_until(lambda: self.number(name) >= value, PATIENCE)
 
 
+def connected(address: str | httpx.URL) -> httpx.Client:
+    """A client with connections of its own, which any of several workers may accept."""
+    return httpx.Client(base_url=address, timeout=PATIENCE, trust_env=False)
+
+
 @contextlib.contextmanager
 def process(
     *options: str, log: Any = None, files: int = 0, before: Sequence[str] = (), **settings: Any
@@ -81,9 +86,7 @@ def process(
             stderr=log,
             preexec_fn=limit_files if files else None,
         ) as popen,
-        httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False
-        ) as client,
+        connected(f"http://127.0.0.1:{port}") as client,
     ):
         try:
             served = Process(popen, client)
@@ -152,7 +155,7 @@ def test_whatever_happens_to_it_searches_are_answered(tmp_path: Path) -> None:
             lambda: sidecar.number("process_open_fds") < 60,
             PATIENCE,
         )
-        with httpx.Client(base_url=client.base_url, timeout=PATIENCE, trust_env=False) as other:
+        with connected(client.base_url) as other:
             assert other.get("/readyz").status_code == 200
         assert answered()
 
@@ -163,9 +166,7 @@ def test_sigterm_loses_no_search() -> None:
 
         def ask() -> None:
             """Ask, as a balanced client does, until the sidecar says that it is leaving."""
-            with httpx.Client(
-                base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
-            ) as client:
+            with connected(sidecar.client.base_url) as client:
                 while True:
                     response = client.post("/rerank", json=search(hits=HITS))
                     statuses.append(response.status_code)
@@ -180,9 +181,7 @@ def test_sigterm_loses_no_search() -> None:
         for caller in callers:
             caller.join()
         # Who has not noticed yet is served on, also on a new connection, and can notice.
-        with httpx.Client(
-            base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
-        ) as late:
+        with connected(sidecar.client.base_url) as late:
             assert late.get("/readyz").status_code == 503
         callers = [threading.Thread(target=ask) for _ in range(8)]
         for caller in callers:
@@ -219,9 +218,7 @@ def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
 
         def ask(count: int) -> None:
             for _ in range(count):  # each on a connection of its own, which either may accept
-                with httpx.Client(
-                    base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
-                ) as client:
+                with connected(sidecar.client.base_url) as client:
                     assert client.post("/rerank", json=search(hits=HITS)).status_code == 200
 
         ask(10)
@@ -234,9 +231,7 @@ def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
         os.kill(workers[0], signal.SIGKILL)
         wait_until(lambda: len(set(children(sidecar.popen.pid)) - {workers[0]}) == 2, PATIENCE)
         sidecar.client.close()
-        sidecar.client = httpx.Client(
-            base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
-        )
+        sidecar.client = connected(sidecar.client.base_url)
         with sidecar.client:
             wait_until(
                 lambda: sidecar.get("/metrics") == 200 and sidecar.number("titlecast_ready") == 2,
@@ -283,9 +278,7 @@ def test_workers_count_on_when_the_disk_of_their_numbers_is_full(tmp_path: Path)
             nonlocal asked
             asked += count
             for _ in range(count):  # each on a connection of its own, which either may accept
-                with httpx.Client(
-                    base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
-                ) as client:
+                with connected(sidecar.client.base_url) as client:
                     # Paths, outcomes and stages that were not counted before.
                     for path in ("/rerank", "/v1/rerank", "/nowhere", "/openapi.json"):
                         client.post(path, json={})
@@ -298,9 +291,7 @@ def test_workers_count_on_when_the_disk_of_their_numbers_is_full(tmp_path: Path)
         os.kill(workers[0], signal.SIGKILL)
         wait_until(lambda: len(set(children(sidecar.popen.pid)) - {workers[0]}) == 2, PATIENCE)
         sidecar.client.close()
-        sidecar.client = httpx.Client(
-            base_url=sidecar.client.base_url, timeout=PATIENCE, trust_env=False
-        )
+        sidecar.client = connected(sidecar.client.base_url)
         with sidecar.client:
             wait_until(lambda: sidecar.number("titlecast_ready") == 2, PATIENCE)
             workers = children(sidecar.popen.pid)
