@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,13 @@ from reranker.evaluation.runs import Ranking
 from reranker.records import Hit
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]  # n texts -> (n, dimensions)
+
+
+class BiEncoder(NamedTuple):
+    """A bi-encoder's two sides, which want different prompts of some models."""
+
+    queries: Encoder
+    texts: Encoder
 
 
 class Vectors:

@@ -110,8 +110,7 @@ def held_back_quality(model: TitleReranker, folder: Path, most: int = 300) -> Qu
     pool, items = examples.load(folder / "dev")
     values = []
     for item in items[:most]:
-        places = [*item.golds, *item.candidates, *item.others]
-        scores = model.score(item.query, [pool[place] for place in places])
+        scores = model.score(item.query, [pool[place] for place in item.texts])
         values.append(reciprocal_rank(scores, len(item.golds)))
     return quality(values)
 

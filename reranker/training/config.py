@@ -44,7 +44,8 @@ class DataConfig(_Strict):
     sources: list[SourceConfig] = Field(min_length=1)
     corpora: list[str] = []  # further documents, below the data folder
     window: int = Field(default=100, ge=2)  # first-stage candidates per query
-    dense: int = Field(default=0, ge=0)  # and as many of the backbone's as a bi-encoder
+    # And as many of a bi-encoder's: of the one that `taught_by` names, or else of the backbone.
+    dense: int = Field(default=0, ge=0)
 
 
 class ListConfig(_Strict):
@@ -84,15 +85,18 @@ class AugmentConfig(_Strict):
 class TeacherConfig(_Strict):
     """A teacher whose scores are learned beside the labels: distillation with a frozen teacher.
 
-    KL(softmax(teacher / temperature) || softmax(student / temperature)) over each list.
+    KL(softmax(teacher / temperature) || softmax(student / temperature)) over each list; where
+    the dual encoder takes part in a step, it is a student too.
     """
 
     # A training's folder or a model folder; or a bi-encoder (Hugging Face name or folder) whose
-    # cosines teach.
+    # cosines teach. Where that one also finds the dense candidates (`data.dense`), its scores
+    # of all candidates are written into the examples once.
     # Without either: the scores that the examples carry (`Example.taught`).
     folder: str | None = None
     encoder: str | None = None
     query_prompt: str = ""  # what the bi-encoder wants before a query
+    text_prompt: str = ""  # and before a text
     scale: float = Field(default=20.0, gt=0)  # of its cosines
     blend: float = Field(default=1.0, ge=0, le=1)  # of a training: `titlecast export --blend`
     weight: float = Field(default=1.0, ge=0)

@@ -33,8 +33,13 @@ class Example:
     first_stage: list[float]  # standardised first-stage score of each candidate
     gold_first_stage: list[float]  # and of each gold text
     others: list[int] = field(default_factory=list)  # candidates without a first-stage score
-    # A teacher's scores of the gold texts and the candidates, in this order; None: not scored.
+    # A teacher's scores of `texts`, as far as they go; None: not scored.
     taught: list[float | None] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[int]:
+        """All its texts: the gold ones, the candidates, the others."""
+        return [*self.golds, *self.candidates, *self.others]
 
 
 def example(

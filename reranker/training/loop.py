@@ -336,6 +336,9 @@ def batch_loss(
         raise ValueError("distillation needs the broadcast architecture, which has a dual encoder")
     scores = score_all(model, batch, read, again).float()  # (B, B * N)
     student = own_lists(scores, batch)  # (B, N)
+    if taught is not None and recipe.taught_by is not None:
+        distance = losses.dynamic_distillation(theirs, student / heat, known)
+        loss = loss + recipe.taught_by.weight * distance
     if recipe.distillation:
         teacher = logits.detach() if recipe.teacher == "static" else logits
         distance = losses.dynamic_distillation(student, teacher, batch.valid)

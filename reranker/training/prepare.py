@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reranker.evaluation.baselines import load_bi_encoder
+from reranker.evaluation.baselines import BiEncoder, load_bi_encoder, normalise
 from reranker.evaluation.bm25 import BM25, text_of
 from reranker.evaluation.collections import (
     Collection,
@@ -22,9 +22,10 @@ from reranker.models.backbone import find_backbone
 from reranker.training import examples
 from reranker.training.augment import UNLABELLED
 from reranker.training.keep import prepare_keep
+from reranker.training.teachers import with_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,16 +34,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_QUERIES = 256  # compared with all texts at a time
 _QUERY_KEYS = ("text", "input", "claim")
 
 
 def prepare_once(recipe: Recipe, data: Path, out: Path, exclude: Iterable[str] = ()) -> bool:
-    """`prepare`, with the recipe's backbone as encoder, unless it was done; whether it ran."""
+    """`prepare`, with the recipe's bi-encoder, unless it was done; whether it ran."""
     if (out / FILE).exists():
         return False
-    encode = load_bi_encoder(find_backbone(recipe.backbone)) if recipe.data.dense else None
-    prepare(recipe, data, out, exclude, encode)
+    prepare(recipe, data, out, exclude, find_encoder(recipe) if recipe.data.dense else None)
     return True
+
+
+def find_encoder(recipe: Recipe) -> BiEncoder:
+    """The bi-encoder that finds dense candidates: the teacher, or else the backbone as one."""
+    if recipe.taught_by and recipe.taught_by.encoder:
+        return with_prompts(recipe.taught_by)
+    encode = load_bi_encoder(find_backbone(recipe.backbone))
+    return BiEncoder(encode, encode)
 
 
 def prepare(
@@ -50,9 +59,12 @@ def prepare(
     data: Path,
     out: Path,
     exclude: Iterable[str] = (),
-    encode: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
+    encode: BiEncoder | None = None,
 ) -> None:
     """Write `train` and `dev` examples below `out`, and the fingerprints of what is trained on.
+
+    With `encode`, `data.dense` of every query's nearest texts are candidates too; where it is the
+    recipe's teacher, its scores of all candidates are written into the examples.
 
     Queries whose text or id is in `exclude` are kept out of both, on top of the split. A query
     id that is held out under one text is held out under every other.
@@ -72,14 +84,16 @@ def prepare(
     for collection, _ in collections:
         corpus.update(collection.corpus)
     build = _titles if recipe.task == "title" else _passages
-    pool, items = build(recipe, collections, corpus, encode)
+    pool, items = build(recipe, collections, corpus)
+    if encode and recipe.data.dense:
+        _add_nearest(recipe, encode, pool, items)
 
     weights = {
         collection.name: source.weight
         for (collection, _), source in zip(collections, recipe.data.sources, strict=True)
     }
     kept: dict[str, list[examples.Example]] = {"train": [], "dev": []}
-    for id, item in items:
+    for id, item, _ in items:
         where = side(item.query)
         if where == "dev" and id not in excluded and fingerprint(item.query) not in prints:
             kept["dev"].append(item)
@@ -152,14 +166,11 @@ def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[str]:
     return found
 
 
-_Items = list[tuple[str, examples.Example]]
+_Items = list[tuple[str, examples.Example, set[int]]]  # query id, example, places never drawn
 
 
 def _passages(
-    recipe: Recipe,
-    collections: Sequence[tuple[Collection, bool]],
-    corpus: dict[str, Document],
-    encode: object,
+    recipe: Recipe, collections: Sequence[tuple[Collection, bool]], corpus: dict[str, Document]
 ) -> tuple[list[str], _Items]:
     ids = list(corpus)
     at = {id: place for place, id in enumerate(ids)}
@@ -173,37 +184,32 @@ def _passages(
             golds = [id for id, judged in collection.qrels[query.id].items() if judged > 0]
             found = bm25.search(query.text, recipe.data.window)
             titles = {corpus[id].title for id in golds} if skip else set()
+            skipped = {place for title in titles if title for place in by_title[title]}
             item = examples.example(
                 collection.name,
                 query.text,
                 golds=[at[id] for id in golds],
                 window=[at[id] for id, _ in found],
                 scores=[score for _, score in found],
-                skip=[place for title in titles if title for place in by_title[title]],
+                skip=skipped,
             )
             if item.candidates:
-                items.append((query.id, item))
+                items.append((query.id, item, skipped))
         log.info("%s: candidates found", collection.name)
     return [text_of(document) for document in corpus.values()], items
 
 
 def _titles(
-    recipe: Recipe,
-    collections: Sequence[tuple[Collection, bool]],
-    corpus: dict[str, Document],
-    encode: Callable[[Sequence[str]], NDArray[np.float32]] | None,
+    recipe: Recipe, collections: Sequence[tuple[Collection, bool]], corpus: dict[str, Document]
 ) -> tuple[list[str], _Items]:
     pool = list(dict.fromkeys(d.title for d in corpus.values() if d.title))
     at = {title: place for place, title in enumerate(pool)}
     by_title = BM25(pool, pool)
     by_text = BM25.over(corpus)
-    vectors = encode(pool) if encode and recipe.data.dense else None
     half = recipe.data.window
     items: _Items = []
     for collection, _ in collections:
-        queries = collection.judged
-        dense = _nearest(encode, vectors, [q.text for q in queries], recipe.data.dense)
-        for query, neighbours in zip(queries, dense, strict=True):
+        for query in collection.judged:
             golds = {
                 at[corpus[id].title]
                 for id, judged in collection.qrels[query.id].items()
@@ -225,27 +231,38 @@ def _titles(
                     golds=golds,
                     window=list(window),
                     scores=list(window.values()),
-                    others=neighbours,
                 )
                 if item.candidates:
-                    items.append((query.id, item))
+                    items.append((query.id, item, set()))
         log.info("%s: candidates found", collection.name)
     return pool, items
 
 
-def _nearest(
-    encode: Callable[[Sequence[str]], NDArray[np.float32]] | None,
-    vectors: NDArray[np.float32] | None,
-    queries: Sequence[str],
-    k: int,
-) -> list[list[int]]:
-    """The k nearest texts of each query by dot product; nothing without vectors."""
-    if encode is None or vectors is None or not queries:
-        return [[] for _ in queries]
-    found: list[list[int]] = []
-    for start in range(0, len(queries), 256):
-        scores = encode(queries[start : start + 256]) @ vectors.T  # (256, pool)
-        best = np.argpartition(-scores, k, axis=1)[:, :k]
-        order = np.take_along_axis(scores, best, 1).argsort(1)[:, ::-1]
-        found.extend(np.take_along_axis(best, order, 1).tolist())
+def _add_nearest(recipe: Recipe, encode: BiEncoder, pool: Sequence[str], items: _Items) -> None:
+    """Give every example the texts nearest to its query and, by the teacher, all texts' scores."""
+    texts = normalise(encode.texts(pool))
+    teaches = recipe.taught_by is not None and recipe.taught_by.encoder is not None
+    scale = recipe.taught_by.scale if recipe.taught_by else 1.0
+    of_query: dict[str, list[tuple[examples.Example, set[int]]]] = {}
+    for _, item, skipped in items:
+        of_query.setdefault(item.query, []).append((item, skipped))
+    asked = list(of_query)
+    for start in range(0, len(asked), _QUERIES):
+        some = asked[start : start + _QUERIES]
+        cosines = normalise(encode.queries(some)) @ texts.T  # (queries, pool)
+        for query, row in zip(some, cosines, strict=True):
+            found = nearest(row, recipe.data.dense)
+            for item, skipped in of_query[query]:
+                out = {*item.golds, *item.candidates, *skipped}
+                item.others = [text for text in found if text not in out]
+                if teaches:
+                    item.taught = [round(scale * float(row[text]), 3) for text in item.texts]
+    log.info("dense candidates found")
+
+
+def nearest(scores: NDArray[np.float32], k: int) -> list[int]:
+    """The places of the k highest of scores (n,), the highest first; all of fewer than k."""
+    k = min(k, len(scores))
+    best = np.argpartition(-scores, k - 1)[:k]
+    found: list[int] = best[np.argsort(-scores[best], kind="stable")].tolist()
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from reranker.evaluation.baselines import load_bi_encoder, normalise
+from reranker.evaluation.baselines import BiEncoder, load_bi_encoder, normalise
 from reranker.models.backbone import find_backbone
 from reranker.training.scoring import list_logits
 from reranker.training.start import Model, load_any
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from reranker.evaluation.baselines import Encoder
     from reranker.training.config import Recipe, TeacherConfig
     from reranker.training.examples import Example
     from reranker.training.lists import Batch
@@ -43,15 +42,26 @@ def find_teacher(
     """The teacher that the recipe names; without one, the scores that the examples carry."""
     config = recipe.taught_by
     if config is not None and config.encoder is not None:
+        if any(item.taught for item in items):
+            return StoredScores(items)  # its own, from when the candidates were found
         # Short texts are encoded all at once, the few passages that are drawn as they come: one
         # by one, so that their vectors do not depend on which come together.
         at_once = recipe.task == "title"
-        encode = load_bi_encoder(find_backbone(config.encoder), batch_size=64 if at_once else 1)
+        encode = with_prompts(config, batch_size=64 if at_once else 1)
         return EncoderTeacher(config, encode, pool, items, at_once)
     if config is not None and config.folder is not None:
         _, _, model = load_any(Path(config.folder), config.blend)
         return NetworkTeacher(model.to(device).requires_grad_(False))
     return StoredScores(items)
+
+
+def with_prompts(config: TeacherConfig, batch_size: int = 64) -> BiEncoder:
+    """The bi-encoder that a recipe names, with its prompts before queries and texts."""
+    encode = load_bi_encoder(find_backbone(str(config.encoder)), batch_size)
+    return BiEncoder(
+        lambda queries: encode([config.query_prompt + query for query in queries]),
+        lambda texts: encode([config.text_prompt + text for text in texts]),
+    )
 
 
 class NetworkTeacher:
@@ -72,7 +82,7 @@ class EncoderTeacher:
     def __init__(
         self,
         config: TeacherConfig,
-        encode: Encoder,
+        encode: BiEncoder,
         pool: list[str],
         items: list[Example],
         at_once: bool,
@@ -85,8 +95,7 @@ class EncoderTeacher:
     def scores(self, batch: Batch, chosen: Sequence[int], lists: Lists) -> Tensor | None:
         """See `Teacher`."""
         self._learn(dict.fromkeys(place for texts, _ in lists for place in texts))
-        asked = [self._config.query_prompt + self._items[i].query for i in chosen]
-        queries = normalise(self._encode(asked))
+        queries = normalise(self._encode.queries([self._items[i].query for i in chosen]))
         scores = np.full(batch.valid.shape, np.nan, dtype=np.float32)
         for row, (query, (texts, _)) in enumerate(zip(queries, lists, strict=True)):
             vectors = np.stack([self._vectors[place] for place in texts])
@@ -96,12 +105,15 @@ class EncoderTeacher:
     def _learn(self, places: Sequence[int] | range | dict[int, None]) -> None:
         new = [place for place in places if place not in self._vectors]
         if new:
-            vectors = normalise(self._encode([self._pool[place] for place in new]))
+            vectors = normalise(self._encode.texts([self._pool[place] for place in new]))
             self._vectors.update(zip(new, vectors, strict=True))
 
 
 class StoredScores:
-    """Scores that the examples carry (`Example.taught`), of their gold texts and candidates."""
+    """Scores that the examples carry (`Example.taught`), of their gold texts and candidates.
+
+    Others' are NaN.
+    """
 
     def __init__(self, items: Sequence[Example]) -> None:
         self._items = items
@@ -113,7 +125,7 @@ class StoredScores:
             return None
         scores = torch.full(batch.valid.shape, float("nan"))
         for row, (item, (texts, _)) in enumerate(zip(items, lists, strict=True)):
-            known = dict(zip([*item.golds, *item.candidates], item.taught, strict=False))
+            known = dict(zip(item.texts, item.taught, strict=False))
             for place, text in enumerate(texts):
                 score = known.get(text)
                 if score is not None:

@@ -12,7 +12,7 @@ import torch
 from reranker.evaluation.split import side
 from reranker.training.config import RECIPES, Recipe, SourceConfig, read_recipe
 from reranker.training.loop import train
-from reranker.training.prepare import prepare
+from reranker.training.prepare import prepare_once
 from tests.reranker.conftest import WORDS
 from tests.reranker.training.conftest import prepared, recipe_text
 
@@ -123,7 +123,7 @@ def shrunk(recipe: Recipe, backbone: Path, teacher: Path) -> Recipe:
         "check_every": 2,
         "check_queries": 4,
         "save_every": 2,
-        "data": recipe.data.model_copy(update={"window": 10, "dense": 0}),
+        "data": recipe.data.model_copy(update={"window": 10, "dense": min(recipe.data.dense, 3)}),
         "lists": recipe.lists.model_copy(
             update={
                 "size": 5,
@@ -153,18 +153,20 @@ def shrunk(recipe: Recipe, backbone: Path, teacher: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def teacher(data, backbone, tmp_path_factory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("teacher")
-    train(prepared(folder, data, recipe_text("title", backbone)), folder, stop_at=4)
-    return folder
+def teachers(data, backbone, tmp_path_factory) -> dict[str, Path]:
+    """A training of either task, for recipes that start from one or are taught by one."""
+    folders = {task: tmp_path_factory.mktemp(task) for task in ("title", "passage")}
+    for task, folder in folders.items():
+        train(prepared(folder, data, recipe_text(task, backbone)), folder, stop_at=4)
+    return folders
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.relative_to(RECIPES).stem)
-def test_every_recipe_runs_on_data_of_its_formats(path, backbone, teacher, tmp_path):
+def test_every_recipe_runs_on_data_of_its_formats(path, backbone, teachers, tmp_path):
     recipe = read_recipe(path)
     write_data(tmp_path / "data", recipe)
-    small = shrunk(recipe, backbone, teacher)
-    prepare(small, tmp_path / "data", tmp_path / "out")
+    small = shrunk(recipe, backbone, teachers[recipe.task])
+    assert prepare_once(small, tmp_path / "data", tmp_path / "out")
     best = train(small, tmp_path / "out")
     state = torch.load(best, weights_only=True)
     assert state["step"] == 2

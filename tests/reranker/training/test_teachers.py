@@ -10,15 +10,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from reranker.evaluation.baselines import load_bi_encoder
+from reranker.evaluation.baselines import BiEncoder, load_bi_encoder, normalise
 from reranker.models.backbone import load_backbone
 from reranker.training import losses
-from reranker.training.config import Recipe, TeacherConfig
-from reranker.training.examples import Example
+from reranker.training.config import Recipe, TeacherConfig, read_recipe
+from reranker.training.examples import Example, load
 from reranker.training.finish import export_trained
 from reranker.training.lists import make_batch
-from reranker.training.loop import load_data, train
-from reranker.training.scoring import list_logits
+from reranker.training.loop import batch_loss, load_data, train
+from reranker.training.prepare import nearest, prepare_once
+from reranker.training.scoring import dual_logits, list_logits
 from reranker.training.start import load_trained
 from reranker.training.teachers import EncoderTeacher, StoredScores, find_teacher
 from tests.reranker.training.conftest import prepared, recipe_text
@@ -35,13 +36,15 @@ def batch_of(*sizes: int) -> SimpleNamespace:
 
 
 def test_scores_that_examples_carry_are_found_by_text():
-    item = Example("s", "q", [7], [3, 4], [1.0, 0.0], [2.0], taught=[5.0, None, 1.5])
+    item = Example("s", "q", [7], [3, 4], [1.0, 0.0], [2.0], [8], [5.0, None, 1.5, 0.5])
     other = Example("s", "q", [1], [2], [0.0], [0.0])
-    stored, lists = StoredScores([item, other]), lists_of([7, 4, 3], [1, 2])
-    scores = stored.scores(batch_of(3, 2), [0, 1], lists)  # type: ignore[arg-type]
+    stored, lists = StoredScores([item, other]), lists_of([7, 4, 3, 8, 9], [1, 2])
+    scores = stored.scores(batch_of(5, 2), [0, 1], lists)  # type: ignore[arg-type]
     assert scores is not None
     assert scores[0, :2].tolist() == [5.0, 1.5]
     assert scores[0, 2].isnan()
+    assert scores[0, 3] == 0.5
+    assert scores[0, 4].isnan()  # drawn from the whole pool
     assert scores[1].isnan().all()
     assert stored.scores(batch_of(2), [1], lists_of([1, 2])) is None  # type: ignore[arg-type]
 
@@ -67,9 +70,10 @@ class Known:
 @pytest.mark.parametrize("at_once", [False, True])
 def test_a_bi_encoder_teaches_its_cosines(at_once):
     encode = Known()
-    config = TeacherConfig(encoder="any", query_prompt="find: ", scale=10.0)
+    config = TeacherConfig(encoder="any", scale=10.0)
+    both = BiEncoder(lambda queries: encode(["find: " + query for query in queries]), encode)
     items = [Example("s", "one", [0], [1], [0.0], [0.0])]
-    teacher = EncoderTeacher(config, encode, ["one", "two", "both"], items, at_once)
+    teacher = EncoderTeacher(config, both, ["one", "two", "both"], items, at_once)
     assert encode.encoded == (["one", "two", "both"] if at_once else [])
     lists = lists_of([0, 2, 1], [2])
     scores = teacher.scores(batch_of(3, 1), [0, 0], lists)  # type: ignore[arg-type]
@@ -153,3 +157,66 @@ def test_an_exported_model_teaches_as_the_network_it_was_made_of(data, backbone,
     nowhere = recipe.model_copy(update={"taught_by": TeacherConfig(folder=str(tmp_path))})
     with pytest.raises(FileNotFoundError, match="neither a training's folder nor a model folder"):
         find_teacher(nowhere, loaded.pool, loaded.items, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("task", ["title", "passage"])
+def test_the_teacher_finds_candidates_and_scores_them_all(task, data, backbone, tmp_path):
+    text = recipe_text(task, backbone).replace("window = 20", "window = 20\ndense = 9")
+    if task == "passage":  # unjudged texts under a gold title are never candidates
+        text = text.replace('queries = "all"', 'queries = "all", skip_gold_title = true')
+    text += f'[taught_by]\nencoder = "{backbone}"\nscale = 30.0\n'
+    text += 'query_prompt = "w1 w2 "\ntext_prompt = "w3 "\n'
+    (tmp_path / "recipe.toml").write_text(text, "utf-8")
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    assert prepare_once(recipe, data, tmp_path)
+    pool, items = load(tmp_path / "train")
+    encode = load_bi_encoder(backbone)
+    vectors = normalise(encode(["w3 " + text for text in pool]))
+    found_some = False
+    for item in items[:40]:
+        cosines = vectors @ normalise(encode(["w1 w2 " + item.query]))[0]
+        near = np.argsort(-cosines, kind="stable")[:9].tolist()
+        others = [text for text in near if text not in {*item.golds, *item.candidates}]
+        # Two texts as near as each other may change places.
+        np.testing.assert_allclose(cosines[item.others], cosines[others], atol=1e-5)
+        found_some = found_some or bool(item.others)
+        assert item.texts == [*item.golds, *item.candidates, *item.others]
+        np.testing.assert_allclose(item.taught, 30 * cosines[item.texts], atol=2e-3)
+    assert found_some
+    teacher = find_teacher(recipe, pool, items, torch.device("cpu"))
+    assert isinstance(teacher, StoredScores)
+    train(recipe, tmp_path, stop_at=2)
+
+
+def test_nearest_is_the_head_of_a_sort():
+    scores = np.random.default_rng(0).normal(size=50).astype(np.float32)
+    assert nearest(scores, 7) == np.argsort(-scores).tolist()[:7]
+    assert nearest(scores[:3], 7) == np.argsort(-scores[:3]).tolist()
+
+
+def test_the_dual_encoder_is_taught_where_it_takes_part(data, backbone, tmp_path):
+    changes = {"in_batch": "0.5"}
+    text = f"{recipe_text('passage', backbone, **changes)}\n[taught_by]\nweight = 3.0\n"
+    recipe = prepared(tmp_path, data, text)
+    loaded = load_data(recipe, tmp_path, load_backbone(recipe.backbone))
+    _, model = load_trained(tmp_path, blend=0.0)
+    item = loaded.items[0]
+    batch = make_batch(
+        [loaded.queries[0]], lists_of(item.texts[:4]), [set(item.golds)], loaded.texts, 2
+    )
+    taught, zero = torch.tensor([[0.0, 5.0, 1.0, float("nan")]]), torch.zeros(())
+    added = torch.zeros(1, dtype=torch.bool)
+    with torch.no_grad():
+        loss = {
+            (dual, scores is not None): float(
+                batch_loss(recipe, model, batch, zero, added, dual, scores)
+            )
+            for dual in (False, True)
+            for scores in (None, taught)
+        }
+        known, theirs = taught.isfinite(), taught.nan_to_num()
+        reranker = losses.dynamic_distillation(theirs, list_logits(model, batch), known)
+        dual = losses.dynamic_distillation(theirs, dual_logits(model, batch), known)  # type: ignore[arg-type]
+    learned = {dual: loss[dual, True] - loss[dual, False] for dual in (False, True)}
+    assert learned[False] == pytest.approx(3 * float(reranker), rel=1e-4)
+    assert learned[True] == pytest.approx(3 * float(reranker + dual), rel=1e-4)
