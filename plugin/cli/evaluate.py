@@ -16,7 +16,7 @@ from plugin.cli.options import CommandError
 from reranker import Cascade, PassageReranker, TitleReranker
 from reranker.dual import DualEncoder
 from reranker.evaluation import plots
-from reranker.evaluation.baselines import Vectors, load_bi_encoder
+from reranker.evaluation.baselines import Vectors, load_bi_encoder, normalise
 from reranker.evaluation.bm25 import BM25, Field, text_of
 from reranker.evaluation.collections import FORMATS, Collection, read_collection
 from reranker.evaluation.contamination import fingerprint
@@ -148,7 +148,10 @@ def evaluate(
     split: Annotated[
         Split, typer.Option(help="Only this side of the split that training keeps to.")
     ] = Split.all,
-    baseline: Annotated[Baseline | None, typer.Option(help="Add an opponent's rows.")] = None,
+    baseline: Annotated[
+        Baseline | None,
+        typer.Option(help="Add an opponent's rows; beside a dense first stage its own search too."),
+    ] = None,
     baseline_model: Annotated[
         str | None,
         typer.Option(help="sentence-transformers name or folder. (default: all-MiniLM-L6-v2)"),
@@ -244,6 +247,8 @@ def evaluate(
             with Progress(console=Console(stderr=True), transient=True) as progress:
                 dense = _dense(collection, encoder, neighbours, vectors, progress)
             found = _first_stages(collection, dense, words, candidates, neighbours)
+            if baseline:
+                found.insert(0, _bi_encoder_search(collection, baseline_model, candidates))
             runs |= {one.name: (one.run, one.milliseconds) for one in found}
             first = found[-1]
         with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -380,6 +385,16 @@ def _first_stages(
         description = f"BM25 and {how}, fused by reciprocal ranks (k = {RRF_CONSTANT})"
         found.append(_FirstStage("hybrid", description, fused.run, fused.mean_milliseconds))
     return found
+
+
+def _bi_encoder_search(collection: Collection, model: str | None, candidates: int) -> _FirstStage:
+    """The opponent as a first stage: its nearest of all documents, title and text."""
+    encode = load_bi_encoder(model)
+    vectors = normalise(encode([text_of(document) for document in collection.corpus.values()]))
+    index = DenseIndex(list(collection.corpus), vectors, lambda some: normalise(encode(some)))
+    searched = search_all(index, collection.queries, candidates)
+    description = "the bi-encoder's nearest passages (exact)"
+    return _FirstStage("bi-encoder, dense", description, searched.run, searched.mean_milliseconds)
 
 
 def _bi_encoder(

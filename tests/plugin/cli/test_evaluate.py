@@ -345,6 +345,19 @@ def test_dense_and_hybrid_candidates(tmp_path: Path, data: Path) -> None:
     assert mean(again, "dense", "nDCG@10") == mean(read, "dense", "nDCG@10")
 
 
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_the_opponent_searches_all_documents_too(tmp_path: Path, data: Path, kind: str) -> None:
+    model = write_model(tmp_path / "models" / "passage", "passage", random_encoder(SMALL))
+    options = ("--stage", "bm25", "--model", model.parent, "--first-stage", kind)
+    read = report(tmp_path, data, *options, "--baseline", "bi-encoder")
+    opponent = [name for name in rows(read) if name.startswith("bi-encoder")]
+    assert opponent == ["bi-encoder, dense", "bi-encoder"]
+    # BM25 finds no document for some words; the vectors find all three documents for any query.
+    assert mean(read, "bi-encoder, dense", "R@100") == 1.0
+    # Among candidates that hold all documents, searching and reranking are the same.
+    assert mean(read, "bi-encoder, dense", "nDCG@10") == mean(read, "bi-encoder", "nDCG@10")
+
+
 def test_a_run_file_and_another_first_stage_are_refused(tmp_path: Path, data: Path) -> None:
     (tmp_path / "a.run").write_text("q1 Q0 d1 1 1.0 x\n")
     with pytest.raises(CommandError, match="leave --first-stage out"):
