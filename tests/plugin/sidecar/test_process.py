@@ -316,10 +316,11 @@ def test_without_room_for_their_numbers_no_workers_start(tmp_path: Path) -> None
     assert "TMPDIR" in done.stderr
 
 
-def check(*options: str, **settings: str) -> tuple[int, str]:
+def titlecast(*arguments: str, **settings: str) -> tuple[int, str]:
+    """The status of a command, and all that it printed."""
     environ = {name: text for name, text in os.environ.items() if "TITLECAST" not in name}
     found = subprocess.run(
-        [*SERVE, "--check", *options],
+        [*SERVE[:-1], *arguments],
         cwd=REPOSITORY,
         env=environ | {f"TITLECAST_{name.upper()}": text for name, text in settings.items()},
         capture_output=True,
@@ -327,8 +328,13 @@ def check(*options: str, **settings: str) -> tuple[int, str]:
         timeout=PATIENCE,
         check=False,
     )
-    assert "Traceback" not in found.stderr
     return found.returncode, found.stdout + found.stderr
+
+
+def check(*options: str, **settings: str) -> tuple[int, str]:
+    status, said = titlecast("serve", "--check", *options, **settings)
+    assert "Traceback" not in said
+    return status, said
 
 
 def test_check_says_what_would_be_served() -> None:
@@ -351,3 +357,31 @@ def test_check_names_what_cannot_be(tmp_path: Path) -> None:
     status, said = check(f"--model={tmp_path / 'models'}")
     assert status == 2
     assert "holds no model" in said
+
+
+@pytest.mark.parametrize(
+    ("where", "content", "words"),
+    [
+        ("environment", "open-sesame schlüssel", "visible ASCII"),
+        ("file", "TITLECAST_API_KEY='open-sesame schlüssel'", "visible ASCII"),
+        ("file", "TITLECAST_API_KEYS=open-sesame", "no setting TITLECAST_API_KEYS"),
+        ("file", "TITLECAST_API_KEY=open-sesame\nTITLECAST_API_KEY_FILE=keys", "not both"),
+        ("key file", "open-sesame with-a-space", "visible ASCII"),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_never_printed(
+    tmp_path: Path, where: str, content: str, words: str
+) -> None:
+    file = tmp_path / "content"
+    file.write_text(content, "utf-8")
+    names = {"environment": "api_key", "file": "config", "key file": "api_key_file"}
+    settings = {names[where]: content if where == "environment" else str(file)}
+    for arguments, status, traced in (
+        (["serve", "--check"], 2, False),
+        (["--debug", "serve", "--port=0"], 1, True),  # with the trace of all that led to it
+    ):
+        found, said = titlecast(*arguments, **settings)
+        assert found == status, arguments
+        assert words in " ".join(said.split())
+        assert ("Traceback" in said) is traced
+        assert "sesame" not in said
