@@ -381,12 +381,12 @@ class Sidecar:
         return work
 
 
-def build_app(models: Reranker | Models, settings: Settings) -> FastAPI:
+def build_app(models: Reranker | Models, settings: Settings, load_first: bool = False) -> FastAPI:
     """Make the application.
 
     With a reranker its lifespan begins with one search to warm up, after which it is ready. With
-    `Models`, which are yet to be loaded, it begins at once and is ready when they are; where they
-    cannot be loaded, `app.state.sidecar.failure` says why.
+    `Models`, which are yet to be loaded, it begins at once, or with `load_first` when they are
+    ready; where they cannot be loaded, `app.state.sidecar.failure` says why.
     """
     given = models if isinstance(models, Models) else None
     if given is None:
@@ -400,7 +400,7 @@ def build_app(models: Reranker | Models, settings: Settings) -> FastAPI:
         try:
             if isinstance(models, Models):
                 loading.add_done_callback(lambda done: _note_failure(sidecar, done))
-            else:
+            if load_first or not isinstance(models, Models):
                 await loading
             yield
         finally:

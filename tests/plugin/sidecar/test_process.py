@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -108,10 +109,7 @@ ANSWERED = 'titlecast_requests_total{outcome="answered",path="/rerank"}'
 
 
 def test_whatever_happens_to_it_searches_are_answered(tmp_path: Path) -> None:
-    models = tmp_path / "models"
-    models.mkdir()
-    for name in ("title", "passage", "fusion.json"):
-        (models / name).symlink_to(SHIPPED / name)
+    models = linked_models(tmp_path / "models")
     with (
         Path("/dev/full").open("wb") as full,  # as a disk is that the log has filled
         process("--threads=1", f"--model={models}", log=full, files=100) as sidecar,
@@ -247,6 +245,79 @@ def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
         wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
 
 
+def linked_models(folder: Path) -> Path:
+    """A folder of the shipped models, of which a file can be taken away."""
+    folder.mkdir()
+    for name in ("title", "passage", "fusion.json"):
+        (folder / name).symlink_to(SHIPPED / name)
+    return folder
+
+
+def test_a_worker_that_cannot_be_replaced_costs_no_search(tmp_path: Path) -> None:
+    models = linked_models(tmp_path / "models")
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as written,
+        process("--threads=1", "--workers=2", f"--model={models}", log=written) as sidecar,
+    ):
+
+        def fresh(path: str) -> httpx.Response:
+            with connected(sidecar.client.base_url) as client:  # either may accept
+                return client.get(path)
+
+        def number(name: str) -> float:
+            metrics = fresh("/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in metrics if line.startswith(f"{name} "))
+
+        wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+        workers = children(sidecar.popen.pid)
+        statuses: list[int] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                with connected(sidecar.client.base_url) as client:
+                    response = client.post("/rerank", json=search(hits=HITS[:3]))
+                    statuses.append(response.status_code)
+
+        (models / "fusion.json").unlink()
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: workers[0] not in children(sidecar.popen.pid), PATIENCE)
+        caller = threading.Thread(target=ask)
+        caller.start()
+        try:
+            # Each that follows cannot start, and one worker goes on.
+            failed = 'titlecast_worker_ends_total{status="1"}'
+            wait_until(lambda: number(failed) >= 2, PATIENCE)
+            assert number('titlecast_worker_ends_total{status="-9"}') == 1
+            assert number("titlecast_ready") == 1
+            assert workers[1] in children(sidecar.popen.pid)
+            # Once it can be replaced, it is.
+            (models / "fusion.json").symlink_to(SHIPPED / "fusion.json")
+            wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+        finally:
+            over.set()
+            caller.join()
+        assert len(statuses) > 10
+        assert set(statuses) == {200}
+        sidecar.popen.send_signal(signal.SIGTERM)
+        assert sidecar.popen.wait(PATIENCE) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines() if "wait_seconds" in line]
+    waits = [line["wait_seconds"] for line in lines]
+    assert waits == [min(2.0**n, 60) for n in range(len(waits))]
+    assert [line["status"] for line in lines] == [-9] + [1] * (len(waits) - 1)
+    assert "the models cannot be loaded" in log.read_text()
+
+
+def test_where_no_worker_could_start_all_end_at_once_with_its_status(tmp_path: Path) -> None:
+    models = linked_models(tmp_path / "models")
+    (models / "fusion.json").unlink()
+    status, said = titlecast("serve", "--port=0", "--workers=2", f"--model={models}")
+    assert status == 1
+    assert "the models cannot be loaded" in said
+    assert "another takes its place" not in said
+
+
 def small_disk(folder: Path, size: str) -> list[str]:
     """A command that gives its arguments' process a temporary folder on a disk of its own.
 
@@ -312,7 +383,7 @@ def test_without_room_for_their_numbers_no_workers_start(tmp_path: Path) -> None
         check=False,
     )
     assert done.returncode == 1
-    assert "no room for the numbers of 2 workers, 2048 KiB" in done.stderr
+    assert "no room for the numbers of 2 workers, 2304 KiB" in done.stderr
     assert "TMPDIR" in done.stderr
 
 
