@@ -158,8 +158,12 @@ def test_whatever_happens_to_it_searches_are_answered(tmp_path: Path) -> None:
         assert answered()
 
 
-def test_sigterm_loses_no_search() -> None:
-    with process("--threads=1", drain_seconds=600, grace_seconds=240, max_concurrent=1) as sidecar:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_loses_no_search(workers: int) -> None:
+    with process(
+        "--threads=1", workers=workers, drain_seconds=600, grace_seconds=240, max_concurrent=1
+    ) as sidecar:
+        wait_until(lambda: sidecar.number("titlecast_ready") == workers, PATIENCE)
         statuses: list[int] = []
 
         def ask() -> None:
@@ -195,6 +199,14 @@ def test_sigterm_loses_no_search() -> None:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is no more, or only waits for somebody to ask how it ended."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
 
 
 def mapped(pid: int, field: str) -> int:
@@ -295,6 +307,8 @@ def test_a_worker_that_cannot_be_replaced_costs_no_search(tmp_path: Path) -> Non
             # Once it can be replaced, it is.
             (models / "fusion.json").symlink_to(SHIPPED / "fusion.json")
             wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+            sidecar.popen.send_signal(signal.SIGHUP)  # which is handed on to all
+            wait_until(lambda: number(DONE) == 2, PATIENCE)
         finally:
             over.set()
             caller.join()
@@ -370,6 +384,10 @@ def test_workers_count_on_when_the_disk_of_their_numbers_is_full(tmp_path: Path)
             assert children(sidecar.popen.pid) == workers
             sidecar.wait(ANSWERED, asked)
             assert sidecar.number(ANSWERED) == asked
+            # None outlives the process that started it, however that ends.
+            sidecar.popen.kill()
+    for worker in workers:
+        wait_until(lambda worker=worker: ended(worker), PATIENCE)
 
 
 def test_without_room_for_their_numbers_no_workers_start(tmp_path: Path) -> None:
