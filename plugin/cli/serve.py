@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import signal
 import socket
@@ -59,6 +60,10 @@ def serve(
         int | None,
         typer.Option("--inherit", hidden=True, help="Be a worker at this listening socket."),
     ] = None,
+    load_first: Annotated[
+        bool,
+        typer.Option("--load-first", hidden=True, help="Answer nothing before it is ready."),
+    ] = False,
 ) -> None:
     """Serve POST /rerank, /v1/rerank and /v2/rerank until it is told to stop.
 
@@ -90,7 +95,7 @@ def serve(
     try:
         if inherit is not None:
             with socket.socket(fileno=inherit) as listener:
-                _serve(settings, listener, until_eof, handler)
+                _serve(settings, listener, until_eof, handler, load_first)
             return
         # The address before the models: whether it can be had shows in an instant.
         with listening_socket(settings.host, settings.port) as listener:
@@ -112,15 +117,20 @@ def _models(settings: Settings) -> Models:
 
 
 def _serve(
-    settings: Settings, listener: socket.socket, until_eof: bool, handler: AsideHandler
+    settings: Settings,
+    listener: socket.socket,
+    until_eof: bool,
+    handler: AsideHandler,
+    load_first: bool = False,
 ) -> None:
-    app = build_app(_models(settings), settings)
+    app = build_app(_models(settings), settings, load_first)
     sidecar: Sidecar = app.state.sidecar
     handler.lost = sidecar.metrics.lost_log_lines.inc
     server = Server(app, settings)
     if until_eof:
         stop_at_eof(lambda: setattr(server, "should_exit", True))
-    server.run([listener])
+    with contextlib.suppress(SystemExit):  # uvicorn's, where the application did not begin
+        server.run([listener])
     if sidecar.failure is not None:
         raise CommandError(f"the models cannot be loaded: {sidecar.failure}") from sidecar.failure
     if not server.started:

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Literal, NamedTuple
@@ -222,19 +222,21 @@ class Sidecar:
         deadline = None if deadline_ms is None else arrived + deadline_ms / 1000
         try:
             self.line.check(work, deadline)  # before anything is set up for it
-            computing = asyncio.ensure_future(
-                self._compute(query, hits, passage_depth, most_tokens, work, arrived, deadline)
+            done = await _unless_gone(
+                request,
+                lambda: self._compute(
+                    query, hits, passage_depth, most_tokens, work, arrived, deadline
+                ),
             )
-            if not await _unless_gone(request, computing):
-                _log.info("search %r: the caller is gone", origin.opaque_id, extra=origin.fields())
-                return None
-            done = computing.result()
         except RefusedError as error:
             status = 429 if isinstance(error, FullError) else 503
             self._log_refusal(error, origin, status)
             raise HTTPException(
                 status, str(error), {"Retry-After": str(error.retry_after)}
             ) from error
+        if done is None:
+            _log.info("search %r: the caller is gone", origin.opaque_id, extra=origin.fields())
+            return None
         result = done.result
         if result.complete and most.passages:
             read = sum(stage.tokens for stage in result.stages if stage.name == "passage")
@@ -379,12 +381,12 @@ class Sidecar:
         return work
 
 
-def build_app(models: Reranker | Models, settings: Settings) -> FastAPI:
+def build_app(models: Reranker | Models, settings: Settings, load_first: bool = False) -> FastAPI:
     """Make the application.
 
     With a reranker its lifespan begins with one search to warm up, after which it is ready. With
-    `Models`, which are yet to be loaded, it begins at once and is ready when they are; where they
-    cannot be loaded, `app.state.sidecar.failure` says why.
+    `Models`, which are yet to be loaded, it begins at once, or with `load_first` when they are
+    ready; where they cannot be loaded, `app.state.sidecar.failure` says why.
     """
     given = models if isinstance(models, Models) else None
     if given is None:
@@ -398,7 +400,7 @@ def build_app(models: Reranker | Models, settings: Settings) -> FastAPI:
         try:
             if isinstance(models, Models):
                 loading.add_done_callback(lambda done: _note_failure(sidecar, done))
-            else:
+            if load_first or not isinstance(models, Models):
                 await loading
             yield
         finally:
@@ -544,18 +546,25 @@ def _limit(what: str, size: int, most: int, setting: str, remedy: str) -> None:
         )
 
 
-async def _unless_gone(request: Request, computing: asyncio.Future[Any]) -> bool:
-    """Wait for the result; False where the caller hung up first, which also stops it."""
+async def _unless_gone(
+    request: Request, compute: Callable[[], Coroutine[Any, Any, Done]]
+) -> Done | None:
+    """Compute; None where the caller hung up first, which also stops it."""
     gone = asyncio.ensure_future(_hang_up(request))
-    first: list[asyncio.Future[Any]] = [computing, gone]
     try:
-        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-        return computing.done()
+        # Whoever hung up before the search was read is seen in one look at what has arrived.
+        if (await asyncio.wait([gone], timeout=0))[0]:
+            return None
+        computing = asyncio.ensure_future(compute())
+        try:
+            await asyncio.wait([computing, gone], return_when=asyncio.FIRST_COMPLETED)
+            return computing.result() if computing.done() else None
+        finally:
+            if not computing.done():  # also where this very task was cancelled
+                computing.cancel()
+                await asyncio.wait([computing])
     finally:
         gone.cancel()
-        if not computing.done():  # also where this very task was cancelled
-            computing.cancel()
-            await asyncio.wait([computing])
 
 
 async def _hang_up(request: Request) -> None:

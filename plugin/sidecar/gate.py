@@ -184,6 +184,8 @@ class Gate:
                     "faster, or raise TITLECAST_READ_SECONDS",
                     CLOSE,
                 ) from None
+            if message["type"] == "http.disconnect":  # FastAPI would call it a bad body
+                raise HTTPException(499, "the caller hung up before the end of its request")
             read += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if read > self._settings.max_body_bytes:

@@ -24,6 +24,7 @@ from prometheus_client import (
     generate_latest,
     values,
 )
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from reranker.records import StageReport
@@ -31,6 +32,8 @@ from reranker.records import StageReport
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 PLACE = "TITLECAST_WORKER_PLACE"
 # The client library's names for what `Metrics` has; the last two count only while a worker lives.
+_READY = "titlecast_ready"
+_ENDS = "ends"  # in place of a number, in the name of the file that `WorkerEnds` counts in
 _COUNTING, _LIVE = ("counter", "histogram"), ("gauge_livesum", "gauge_livemax")
 # Labels are few, so that a file stays below a tenth of this; only the models' names and hashes
 # add to it, some 250 bytes with each reload of new ones.
@@ -62,20 +65,22 @@ if MULTIPROCESS in os.environ and PLACE in os.environ:
 
 
 def make_files(folder: Path, places: int) -> None:
-    """Make the files of so many workers, with all of their blocks.
+    """Make the files of so many workers and of their ends, with all of their blocks.
 
     Raises `OSError`, which names the remedy, where the disk has no room for them.
     """
+    kinds = (*_COUNTING, *_LIVE)
+    files = [_file(folder, kind, place) for place in range(places) for kind in kinds]
+    files.append(_file(folder, "counter", _ENDS))
     try:
-        for place in range(places):
-            for kind in (*_COUNTING, *_LIVE):
-                with _file(folder, kind, place).open("xb", buffering=0) as file:
-                    if hasattr(os, "posix_fallocate"):  # not on macOS
-                        os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
-                    else:
-                        file.write(bytes(_FILE_BYTES))
+        for path in files:
+            with path.open("xb", buffering=0) as file:
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+                else:
+                    file.write(bytes(_FILE_BYTES))
     except OSError as error:
-        size = places * len((*_COUNTING, *_LIVE)) * _FILE_BYTES // 1024
+        size = len(files) * _FILE_BYTES // 1024
         raise OSError(
             f"{folder.parent} has no room for the numbers of {places} workers, {size} KiB "
             f"({error.strerror}): make some, or name another folder with TMPDIR"
@@ -90,7 +95,33 @@ def forget_dead(folder: Path, place: int) -> None:
             file.write(bytes(8))
 
 
-def _file(folder: Path, kind: str, place: int) -> Path:
+def any_ready(folder: Path) -> bool:
+    """Whether a worker answers searches."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+    return bool(registry.get_sample_value(_READY))
+
+
+class WorkerEnds:
+    """What the process that starts the workers counts: those that have ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._values = MmapedDict(str(_file(folder, "counter", _ENDS)))  # type: ignore[no-untyped-call]
+
+    def count(self, status: int) -> None:
+        """Count one, by its exit status; less than 0 is the signal that ended it."""
+        words = "Workers that ended and are replaced, by exit status"
+        name = "titlecast_worker_ends"
+        key = mmap_key(name, f"{name}_total", ["status"], [str(status)], words)
+        value, _ = self._values.read_value(key)  # type: ignore[no-untyped-call]
+        self._values.write_value(key, value + 1, 0.0)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Close the file; what was counted stays in it."""
+        self._values.close()  # type: ignore[no-untyped-call]
+
+
+def _file(folder: Path, kind: str, place: int | str) -> Path:
     return folder / f"{kind}_{place}.db"
 
 
@@ -159,7 +190,7 @@ class Metrics:
         self.computed = _gauge(
             "titlecast_computed_requests", "Searches that are being computed", registry
         )
-        self.ready = _gauge("titlecast_ready", "Processes that answer searches", registry)
+        self.ready = _gauge(_READY, "Processes that answer searches", registry)
         self.model = Gauge(
             "titlecast_model_info", "1 for the models that answer, 0 for those before",
             ["name", "hash", "version"], multiprocess_mode="livemax", registry=registry,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -14,27 +16,57 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from plugin.sidecar.metrics import MULTIPROCESS, PLACE, forget_dead, make_files
+from plugin.sidecar.metrics import (
+    MULTIPROCESS,
+    PLACE,
+    WorkerEnds,
+    any_ready,
+    forget_dead,
+    make_files,
+)
 
 _log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.1
-_SECONDS_BETWEEN_STARTS = 1.0
-_REFUSED = (1, 2)  # statuses of a worker that said why it cannot start: the next one could not
+_REFUSED = (1, 2)  # statuses of a worker that said why it cannot start
+# Before a dead worker's place is taken again; doubled where that one dies as well before it has
+# lived as long as the longest wait.
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1.0, 60.0
+
+
+class _Place:
+    """A worker, or the wait for the next one."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.begun = self.due = -math.inf  # on the monotonic clock
+        self._wait = 0.0
+
+    def end(self, now: float) -> float:
+        """Leave the place empty for a time, in seconds."""
+        self.process = None
+        if now - self.begun >= _LONGEST_WAIT_SECONDS:
+            self._wait = 0.0
+        self._wait = min(max(2 * self._wait, _FIRST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS)
+        self.due = now + self._wait
+        return self._wait
 
 
 class Workers:
     """`count` processes that accept at one listening socket.
 
-    Each ends when its standard input does, so none outlives this process, however that ends. One
-    that dies is replaced. SIGTERM and SIGINT end all, SIGHUP is passed on.
+    Each ends when its standard input does, so none outlives this process, however that ends.
+    Before any has been ready, one that says that it cannot start ends all: neither could the
+    others. From then on whichever ends is replaced, and its replacement too where that cannot
+    start, ever more seldom; those that serve go on, and have all searches until it is ready.
+    SIGTERM and SIGINT end all, SIGHUP is passed on.
     """
 
     def __init__(self, command: Sequence[str], listener: socket.socket, count: int) -> None:
         self._command = [*command, "--inherit", str(listener.fileno()), "--until-eof"]
         self._listener = listener
-        self._count = count
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by place
+        self._places = [_Place() for _ in range(count)]
+        self._served = False  # some worker was ready once
         self._stop: signal.Signals | None = None
 
     def stop(self) -> None:
@@ -54,45 +86,58 @@ class Workers:
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         with tempfile.TemporaryDirectory(prefix="titlecast-metrics-") as numbers:
             try:
-                make_files(Path(numbers), self._count)
-                return self._watch(Path(numbers))
+                make_files(Path(numbers), len(self._places))
+                with contextlib.closing(WorkerEnds(Path(numbers))) as ends:
+                    return self._watch(Path(numbers), ends)
             finally:
                 self._finish(grace_seconds)
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    def _watch(self, numbers: Path) -> int:
+    def _watch(self, numbers: Path, ends: WorkerEnds) -> int:
         self._listener.listen(2048)  # from now on callers wait for the first worker
         while self._stop is None:
-            for place, process in list(self._processes.items()):
-                if process.poll() is None:
-                    continue
-                del self._processes[place]
-                _close(process)
-                forget_dead(numbers, place)
-                if process.returncode in _REFUSED:
-                    return process.returncode
-                _log.error("worker %d died (%d): replaced", process.pid, process.returncode)
-                time.sleep(_SECONDS_BETWEEN_STARTS)
-            for place in range(self._count):
-                if place not in self._processes and self._stop is None:
-                    self._processes[place] = self._start(numbers, place)
+            self._served = self._served or any_ready(numbers)
+            for number, place in enumerate(self._places):
+                now = time.monotonic()
+                if place.process is None:
+                    if now >= place.due and self._stop is None:
+                        place.process = self._start(numbers, number)
+                        place.begun = now
+                elif place.process.poll() is not None:
+                    process, status = place.process, place.process.returncode
+                    _close(process)
+                    forget_dead(numbers, number)
+                    if status in _REFUSED and not self._served:
+                        place.process = None
+                        return status
+                    ends.count(status)
+                    wait = place.end(now)
+                    _log.error(
+                        "worker %d ended with status %d: another takes its place in %g s",
+                        process.pid,
+                        status,
+                        wait,
+                        extra={"place": number, "status": status, "wait_seconds": wait},
+                    )
             time.sleep(_TICK_SECONDS)
         return 0
 
-    def _start(self, numbers: Path, place: int) -> subprocess.Popen[bytes]:
+    def _start(self, numbers: Path, number: int) -> subprocess.Popen[bytes]:
+        # Where others serve, searches are theirs until this one can answer any.
+        first = ["--load-first"] if any_ready(numbers) else []
         return subprocess.Popen(
-            self._command,
+            [*self._command, *first],
             stdin=subprocess.PIPE,
             pass_fds=[self._listener.fileno()],
-            env={**os.environ, MULTIPROCESS: str(numbers), PLACE: str(place)},
+            env={**os.environ, MULTIPROCESS: str(numbers), PLACE: str(number)},
             start_new_session=True,  # Ctrl-C in the terminal is passed on by us, once
         )
 
     def _finish(self, grace_seconds: float) -> None:
         self._tell(self._stop or signal.SIGTERM)
         limit = time.monotonic() + grace_seconds
-        for process in self._processes.values():
+        for process in self._running():
             try:
                 process.wait(max(0.0, limit - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -101,9 +146,12 @@ class Workers:
             _close(process)
 
     def _tell(self, number: signal.Signals) -> None:
-        for process in list(self._processes.values()):  # a signal comes at any moment
+        for process in self._running():
             if process.poll() is None:
                 process.send_signal(number)
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [place.process for place in self._places if place.process is not None]
 
     def _end(self, number: int, _: object) -> None:
         if self._stop is not None:  # asked twice: without a delay

@@ -557,6 +557,26 @@ def test_searches_are_logged_with_their_id(caplog: pytest.LogCaptureFixture) -> 
     assert any("shop-42" in message and "1 hits" in message for message in caplog.messages)
 
 
+def test_no_text_of_a_search_is_logged(cascade: Cascade, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "confidential"
+    hits = [{"id": secret, "title": secret, "passage": secret, "score": 1}]
+    with serving(build_app(cascade, load_settings(max_query_characters=50))) as client:
+        for body, status in (
+            (search(query=secret, hits=hits), 200),
+            (search(query=secret * 10, hits=hits), 422),
+            (search(query=secret, hits=[{"id": "a", "title": secret, "score": secret}]), 422),
+        ):
+            assert client.post("/rerank", json=body).status_code == status
+        body = {"query": secret, "documents": [secret]}
+        assert client.post("/v2/rerank", json=body).status_code == 200
+        assert client.post("/rerank", content=secret, headers=JSON).status_code == 400
+    ours = [one for one in caplog.records if one.name.startswith(("plugin", "reranker", "uvicorn"))]
+    logged = "\n".join(map(JsonLines().format, ours))
+    assert logged.count("hits in") == 2
+    assert secret not in logged
+
+
 def test_over_asgi_alone_it_answers_the_same(cascade: Cascade) -> None:
     app = build_app(cascade, load_settings())
 
@@ -597,6 +617,48 @@ asyncio.run(main())
 
 def test_it_runs_where_torch_cannot_be_imported() -> None:
     subprocess.run([sys.executable, "-c", _WITHOUT_TORCH], cwd=REPOSITORY, check=True, timeout=300)
+
+
+_ALONE = """
+import asyncio, os, sys
+import httpx
+from plugin.sidecar.app import build_app
+from plugin.sidecar.settings import load_settings
+from reranker import Cascade
+
+URL = "http://127.0.0.1:9/title"
+CALLS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto",
+         "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+def watch(event, arguments):
+    if event in CALLS or event == "open" and arguments[2] & WRITES:
+        print(event, arguments, flush=True)
+        os._exit(3)
+
+async def main():
+    app = build_app(Cascade.load(threads=1), load_settings())
+    async with app.router.lifespan_context(app):
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:9")
+        hit = {"id": URL, "title": URL, "passage": URL}
+        for path, body in (
+            ("/rerank", {"query": URL, "hits": [hit]}),
+            ("/v1/rerank", {"query": URL, "documents": [URL, {"title": URL, "text": URL}]}),
+            ("/v2/rerank", {"query": URL, "documents": [URL]}),
+        ):
+            answer = await client.post(path, json=body, headers={"Host": "127.0.0.1:9"})
+            assert answer.status_code == 200, answer.text
+
+sys.addaudithook(watch)
+asyncio.run(main())
+"""
+
+
+def test_it_calls_nobody_and_writes_nothing_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _ALONE], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 def serve(*options: str, **more: Any) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -108,10 +109,7 @@ ANSWERED = 'titlecast_requests_total{outcome="answered",path="/rerank"}'
 
 
 def test_whatever_happens_to_it_searches_are_answered(tmp_path: Path) -> None:
-    models = tmp_path / "models"
-    models.mkdir()
-    for name in ("title", "passage", "fusion.json"):
-        (models / name).symlink_to(SHIPPED / name)
+    models = linked_models(tmp_path / "models")
     with (
         Path("/dev/full").open("wb") as full,  # as a disk is that the log has filled
         process("--threads=1", f"--model={models}", log=full, files=100) as sidecar,
@@ -160,8 +158,12 @@ def test_whatever_happens_to_it_searches_are_answered(tmp_path: Path) -> None:
         assert answered()
 
 
-def test_sigterm_loses_no_search() -> None:
-    with process("--threads=1", drain_seconds=600, grace_seconds=240, max_concurrent=1) as sidecar:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_loses_no_search(workers: int) -> None:
+    with process(
+        "--threads=1", workers=workers, drain_seconds=600, grace_seconds=240, max_concurrent=1
+    ) as sidecar:
+        wait_until(lambda: sidecar.number("titlecast_ready") == workers, PATIENCE)
         statuses: list[int] = []
 
         def ask() -> None:
@@ -197,6 +199,14 @@ def test_sigterm_loses_no_search() -> None:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ended(pid: int) -> bool:
+    """Whether a process is no more, or only waits for somebody to ask how it ended."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
 
 
 def mapped(pid: int, field: str) -> int:
@@ -245,6 +255,81 @@ def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
             assert sidecar.popen.wait(PATIENCE) == 0
     for pid in survivors:
         wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+
+
+def linked_models(folder: Path) -> Path:
+    """A folder of the shipped models, of which a file can be taken away."""
+    folder.mkdir()
+    for name in ("title", "passage", "fusion.json"):
+        (folder / name).symlink_to(SHIPPED / name)
+    return folder
+
+
+def test_a_worker_that_cannot_be_replaced_costs_no_search(tmp_path: Path) -> None:
+    models = linked_models(tmp_path / "models")
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as written,
+        process("--threads=1", "--workers=2", f"--model={models}", log=written) as sidecar,
+    ):
+
+        def fresh(path: str) -> httpx.Response:
+            with connected(sidecar.client.base_url) as client:  # either may accept
+                return client.get(path)
+
+        def number(name: str) -> float:
+            metrics = fresh("/metrics").text.splitlines()
+            return sum(float(line.split()[-1]) for line in metrics if line.startswith(f"{name} "))
+
+        wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+        workers = children(sidecar.popen.pid)
+        statuses: list[int] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                with connected(sidecar.client.base_url) as client:
+                    response = client.post("/rerank", json=search(hits=HITS[:3]))
+                    statuses.append(response.status_code)
+
+        (models / "fusion.json").unlink()
+        os.kill(workers[0], signal.SIGKILL)
+        wait_until(lambda: workers[0] not in children(sidecar.popen.pid), PATIENCE)
+        caller = threading.Thread(target=ask)
+        caller.start()
+        try:
+            # Each that follows cannot start, and one worker goes on.
+            failed = 'titlecast_worker_ends_total{status="1"}'
+            wait_until(lambda: number(failed) >= 2, PATIENCE)
+            assert number('titlecast_worker_ends_total{status="-9"}') == 1
+            assert number("titlecast_ready") == 1
+            assert workers[1] in children(sidecar.popen.pid)
+            # Once it can be replaced, it is.
+            (models / "fusion.json").symlink_to(SHIPPED / "fusion.json")
+            wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+            sidecar.popen.send_signal(signal.SIGHUP)  # which is handed on to all
+            wait_until(lambda: number(DONE) == 2, PATIENCE)
+        finally:
+            over.set()
+            caller.join()
+        assert len(statuses) > 10
+        assert set(statuses) == {200}
+        sidecar.popen.send_signal(signal.SIGTERM)
+        assert sidecar.popen.wait(PATIENCE) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines() if "wait_seconds" in line]
+    waits = [line["wait_seconds"] for line in lines]
+    assert waits == [min(2.0**n, 60) for n in range(len(waits))]
+    assert [line["status"] for line in lines] == [-9] + [1] * (len(waits) - 1)
+    assert "the models cannot be loaded" in log.read_text()
+
+
+def test_where_no_worker_could_start_all_end_at_once_with_its_status(tmp_path: Path) -> None:
+    models = linked_models(tmp_path / "models")
+    (models / "fusion.json").unlink()
+    status, said = titlecast("serve", "--port=0", "--workers=2", f"--model={models}")
+    assert status == 1
+    assert "the models cannot be loaded" in said
+    assert "another takes its place" not in said
 
 
 def small_disk(folder: Path, size: str) -> list[str]:
@@ -299,6 +384,10 @@ def test_workers_count_on_when_the_disk_of_their_numbers_is_full(tmp_path: Path)
             assert children(sidecar.popen.pid) == workers
             sidecar.wait(ANSWERED, asked)
             assert sidecar.number(ANSWERED) == asked
+            # None outlives the process that started it, however that ends.
+            sidecar.popen.kill()
+    for worker in workers:
+        wait_until(lambda worker=worker: ended(worker), PATIENCE)
 
 
 def test_without_room_for_their_numbers_no_workers_start(tmp_path: Path) -> None:
@@ -312,14 +401,15 @@ def test_without_room_for_their_numbers_no_workers_start(tmp_path: Path) -> None
         check=False,
     )
     assert done.returncode == 1
-    assert "no room for the numbers of 2 workers, 2048 KiB" in done.stderr
+    assert "no room for the numbers of 2 workers, 2304 KiB" in done.stderr
     assert "TMPDIR" in done.stderr
 
 
-def check(*options: str, **settings: str) -> tuple[int, str]:
+def titlecast(*arguments: str, **settings: str) -> tuple[int, str]:
+    """The status of a command, and all that it printed."""
     environ = {name: text for name, text in os.environ.items() if "TITLECAST" not in name}
     found = subprocess.run(
-        [*SERVE, "--check", *options],
+        [*SERVE[:-1], *arguments],
         cwd=REPOSITORY,
         env=environ | {f"TITLECAST_{name.upper()}": text for name, text in settings.items()},
         capture_output=True,
@@ -327,8 +417,13 @@ def check(*options: str, **settings: str) -> tuple[int, str]:
         timeout=PATIENCE,
         check=False,
     )
-    assert "Traceback" not in found.stderr
     return found.returncode, found.stdout + found.stderr
+
+
+def check(*options: str, **settings: str) -> tuple[int, str]:
+    status, said = titlecast("serve", "--check", *options, **settings)
+    assert "Traceback" not in said
+    return status, said
 
 
 def test_check_says_what_would_be_served() -> None:
@@ -351,3 +446,31 @@ def test_check_names_what_cannot_be(tmp_path: Path) -> None:
     status, said = check(f"--model={tmp_path / 'models'}")
     assert status == 2
     assert "holds no model" in said
+
+
+@pytest.mark.parametrize(
+    ("where", "content", "words"),
+    [
+        ("environment", "open-sesame schlüssel", "visible ASCII"),
+        ("file", "TITLECAST_API_KEY='open-sesame schlüssel'", "visible ASCII"),
+        ("file", "TITLECAST_API_KEYS=open-sesame", "no setting TITLECAST_API_KEYS"),
+        ("file", "TITLECAST_API_KEY=open-sesame\nTITLECAST_API_KEY_FILE=keys", "not both"),
+        ("key file", "open-sesame with-a-space", "visible ASCII"),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_never_printed(
+    tmp_path: Path, where: str, content: str, words: str
+) -> None:
+    file = tmp_path / "content"
+    file.write_text(content, "utf-8")
+    names = {"environment": "api_key", "file": "config", "key file": "api_key_file"}
+    settings = {names[where]: content if where == "environment" else str(file)}
+    for arguments, status, traced in (
+        (["serve", "--check"], 2, False),
+        (["--debug", "serve", "--port=0"], 1, True),  # with the trace of all that led to it
+    ):
+        found, said = titlecast(*arguments, **settings)
+        assert found == status, arguments
+        assert words in " ".join(said.split())
+        assert ("Traceback" in said) is traced
+        assert "sesame" not in said

@@ -8,7 +8,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from plugin.sidecar.app import build_app
-from plugin.sidecar.server import limited_protocol
+from plugin.sidecar.server import Server, limited_protocol
 from plugin.sidecar.settings import Settings
 from tests.plugin.sidecar.fakes import Gated
 
@@ -76,3 +76,9 @@ def test_whoever_has_an_answer_finds_it_in_the_numbers():
         asyncio.run(sidecar(dict(scope), receive, send))
         counted = f'titlecast_requests_total{{outcome="answered",path="/livez"}} {times}.0'
         assert counted in seen[-1]
+
+
+def test_what_is_under_way_at_the_end_has_the_time_of_the_settings():
+    config = Server(build_app(Gated(), Settings()), Settings(grace_seconds=7)).config
+    assert config.timeout_graceful_shutdown == 7
+    assert config.timeout_keep_alive > 60  # longer than callers keep an idle connection

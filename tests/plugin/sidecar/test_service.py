@@ -156,6 +156,36 @@ def test_what_happened_is_counted() -> None:
         )
 
 
+def test_what_was_not_answered_is_counted_by_its_cause() -> None:
+    class Failing(Gated):
+        def rerank(self, query: str, *args: Any, **more: Any) -> RerankResult:
+            if query == "fail":
+                raise RuntimeError("as models do")
+            return super().rerank(query, *args, **more)
+
+    app = build_app(Failing(), load_settings(read_seconds=0.5, max_body_bytes=5000))
+    with serving(app) as client:
+        with connect(client) as raw:
+            raw.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+            assert raw.recv(1000).startswith(b"HTTP/1.1 408 ")
+        client.post("/rerank", json=search(query="a" * 6000))
+        client.post("/rerank", json=search(query=""))
+        client.post("/rerank", json=search(query="fail"))
+        client.put("/rerank")
+        app.state.sidecar.close()
+        client.post("/rerank", json=search())
+        for outcome in (
+            "slow_caller",
+            "too_large",
+            "invalid",
+            "failed",
+            "not_found",
+            "unavailable",
+        ):
+            name = f'titlecast_requests_total{{outcome="{outcome}",path="/rerank"}}'
+            assert sample(client, name) == 1, outcome
+
+
 def test_cache_hits_are_counted_across_models() -> None:
     use = {"title": CacheUse(5, 7, 1, 1)}
     app = build_app(Models(lambda: Loaded(opened(), "", lambda: dict(use))), load_settings())
@@ -478,18 +508,24 @@ def test_a_certificate_is_renewed_without_a_restart(
 ) -> None:
     server = Server(build_app(opened(), certificates.settings()), certificates.settings())
     server.config.load()
+
+    async def reload() -> None:  # as SIGHUP does
+        server.reload()
+        await asyncio.gather(*server._tasks)
+
     context = server.config.ssl
     assert context is not None
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
     before, first = certificates.key.read_bytes(), shown(context, certificates.context())
     assert first is not None
     certificates.key.write_bytes(b"broken")
-    server._reload_certificate()
+    asyncio.run(reload())
     assert "the certificate before stays" in caplog.text
     assert shown(context, certificates.context()) == first
     certificates.renew()
     assert certificates.key.read_bytes() != before
     with caplog.at_level(logging.INFO):
-        server._reload_certificate()
+        asyncio.run(reload())
     assert "read anew" in caplog.text
     assert server.config.ssl is context
     assert shown(context, certificates.context()) not in (None, first)

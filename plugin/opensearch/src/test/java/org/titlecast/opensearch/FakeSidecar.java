@@ -12,6 +12,8 @@ import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.CopyOnWriteArrayList;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutorService;
@@ -30,6 +32,7 @@ final class FakeSidecar implements AutoCloseable {
   record Received(Headers headers, Map<String, Object> body) {}
 
   final List<Received> received = new CopyOnWriteArrayList<>();
+  final Set<InetSocketAddress> callers = ConcurrentHashMap.newKeySet(); // one a connection
   final List<Headers> greeted = new CopyOnWriteArrayList<>();
   private final ExecutorService threads = Executors.newCachedThreadPool();
   private final HttpServer server;
@@ -84,6 +87,7 @@ final class FakeSidecar implements AutoCloseable {
   }
 
   private void handle(HttpExchange exchange) throws IOException {
+    callers.add(exchange.getRemoteAddress());
     byte[] body = exchange.getRequestBody().readAllBytes();
     Map<String, Object> request =
         XContentHelper.convertToMap(JsonXContent.jsonXContent, body, 0, body.length, true);

@@ -167,6 +167,16 @@ class SidecarClientTest {
   }
 
   @Test
+  void usesItsConnectionAgain() {
+    SidecarClient client = client(sidecar.url());
+    for (int n = 0; n < 20; n++) {
+      ask(client, LONG).join();
+    }
+    assertEquals(20, sidecar.received.size());
+    assertEquals(1, sidecar.callers.size());
+  }
+
+  @Test
   void sendsALongRequestWhole() {
     String passage = "0123456789".repeat(100_000);
     List<Candidate> hits = List.of(new Candidate("a", "A", passage, 1f));
