@@ -110,10 +110,7 @@ class EncoderTeacher:
 
 
 class StoredScores:
-    """Scores that the examples carry (`Example.taught`), of their gold texts and candidates.
-
-    Others' are NaN.
-    """
+    """Scores that the examples carry (`Example.taught`); NaN for texts from elsewhere."""
 
     def __init__(self, items: Sequence[Example]) -> None:
         self._items = items
