@@ -16,7 +16,7 @@ from plugin.cli.options import CommandError
 from reranker import Cascade, PassageReranker, TitleReranker
 from reranker.dual import DualEncoder
 from reranker.evaluation import plots
-from reranker.evaluation.baselines import Vectors, load_bi_encoder, normalise
+from reranker.evaluation.baselines import Encoder, Vectors, load_bi_encoder, normalise
 from reranker.evaluation.bm25 import BM25, Field, text_of
 from reranker.evaluation.collections import FORMATS, Collection, read_collection
 from reranker.evaluation.contamination import fingerprint
@@ -240,6 +240,8 @@ def evaluate(
 
         first = _first_stage(collection, run, candidates, stop_words, stem)
         runs: _Runs = {first.name: (first.run, first.milliseconds)}
+        opponent = load_bi_encoder(baseline_model) if baseline else None
+        theirs: Vectors | None = None  # of all documents, where the opponent searches them
         if first_stage is not FirstStage.bm25:
             words = first.bm25 if first_stage is FirstStage.hybrid else None
             encoder = _dual(model)
@@ -247,15 +249,18 @@ def evaluate(
             with Progress(console=Console(stderr=True), transient=True) as progress:
                 dense = _dense(collection, encoder, neighbours, vectors, progress)
             found = _first_stages(collection, dense, words, candidates, neighbours)
-            if baseline:
-                found.insert(0, _bi_encoder_search(collection, baseline_model, candidates))
+            if opponent:
+                theirs = Vectors(opponent, {k: text_of(d) for k, d in collection.corpus.items()})
+                found.insert(0, _bi_encoder_search(collection, opponent, theirs, candidates))
             runs |= {one.name: (one.run, one.milliseconds) for one in found}
             first = found[-1]
         with Progress(console=Console(stderr=True), transient=True) as progress:
             bench = _Bench(collection, first.run, progress)
-            if baseline:
+            if opponent:
                 models["bi-encoder"] = baseline_model or "all-MiniLM-L6-v2"
-                runs |= _bi_encoder(bench, first.name, baseline_model, title_only, fusion_weight)
+                if theirs is None or title_only:
+                    theirs = _vectors(bench, opponent, title_only)
+                runs |= _bi_encoder(bench, first.name, theirs, fusion_weight)
             ours = _ours(bench, stage, passage_depth, loaded)
             before = _ours(bench, stage, passage_depth, other, "before: ") if other else {}
             after = dict(ours)
@@ -387,25 +392,29 @@ def _first_stages(
     return found
 
 
-def _bi_encoder_search(collection: Collection, model: str | None, candidates: int) -> _FirstStage:
+def _bi_encoder_search(
+    collection: Collection, encode: Encoder, vectors: Vectors, candidates: int
+) -> _FirstStage:
     """The opponent as a first stage: its nearest of all documents, title and text."""
-    encode = load_bi_encoder(model)
-    vectors = normalise(encode([text_of(document) for document in collection.corpus.values()]))
-    index = DenseIndex(list(collection.corpus), vectors, lambda some: normalise(encode(some)))
+    ids = list(collection.corpus)
+    index = DenseIndex(ids, vectors.of(ids), lambda some: normalise(encode(some)))
     searched = search_all(index, collection.queries, candidates)
     description = "the bi-encoder's nearest passages (exact)"
     return _FirstStage("bi-encoder, dense", description, searched.run, searched.mean_milliseconds)
 
 
-def _bi_encoder(
-    bench: _Bench, first: str, model: str | None, title_only: bool, weight: float
-) -> _Runs:
-    """Measure the opponent on the texts our stage sees: titles, or titles with passages."""
+def _vectors(bench: _Bench, encode: Encoder, title_only: bool) -> Vectors:
+    """The opponent's of the candidates: of the texts our stage sees, titles or with passages."""
     ids = {key for hits in bench.candidates.values() for key, _ in hits}
     field: Field = "title" if title_only else "both"
     corpus = bench.collection.corpus
     texts = {key: text_of(corpus[key], field) for key in sorted(ids) if key in corpus}
-    reranking = bench.rerank("bi-encoder", Vectors(load_bi_encoder(model), texts).rerank)
+    return Vectors(encode, texts)
+
+
+def _bi_encoder(bench: _Bench, first: str, vectors: Vectors, weight: float) -> _Runs:
+    """Measure the opponent, alone and fused with the first stage."""
+    reranking = bench.rerank("bi-encoder", vectors.rerank)
     return {
         "bi-encoder": (reranking.run, reranking.mean_milliseconds),
         f"{first} + bi-encoder ({weight:g})": (

@@ -38,13 +38,17 @@ class Vectors:
         self._row = {key: rows[text] for key, text in texts.items()}
         self._matrix = normalise(encoder(list(rows))) if rows else np.zeros((0, 0), np.float32)
 
+    def of(self, keys: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors (n, dimensions) of some documents; KeyError for one without."""
+        return self._matrix[[self._row[key] for key in keys]]
+
     def rerank(self, query: str, hits: list[Hit]) -> Ranking:
         """Score hits by the cosine of their vectors with the query's; -1 without a vector."""
         known = [hit.id for hit in hits if hit.id in self._row]
         cosines: dict[str, float] = {}
         if known:
             vector = normalise(self._encoder([query]))[0]  # (dimensions,)
-            scores = self._matrix[[self._row[key] for key in known]] @ vector
+            scores = self.of(known) @ vector
             cosines = dict(zip(known, scores.tolist(), strict=True))
         return [(hit.id, cosines.get(hit.id, -1.0)) for hit in hits]
 
