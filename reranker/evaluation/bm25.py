@@ -17,6 +17,7 @@ from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
 from reranker.evaluation.collections import Document
+from reranker.evaluation.runs import highest
 
 # It sets its own level to DEBUG when it is imported.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
@@ -83,12 +84,8 @@ class BM25:
         if not known or k <= 0:
             return []
         scores: NDArray[np.float32] = self._index.get_scores_from_ids(known)
-        best = np.flatnonzero(scores > 0)
-        if len(best) > k:
-            # All that tie with the k-th stay until the stable sort has decided.
-            threshold = np.partition(scores[best], -k)[-k]
-            best = best[scores[best] >= threshold]
-        best = best[np.argsort(-scores[best], kind="stable")][:k]
+        found = np.flatnonzero(scores > 0)
+        best = found[highest(scores[found], k)]
         return [(self._ids[i], float(scores[i])) for i in best.tolist()]
 
     def _words(self, text: str) -> list[str]:

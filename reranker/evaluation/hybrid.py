@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reranker.evaluation.collections import Document
-from reranker.evaluation.runs import Ranking, Searcher
+from reranker.evaluation.runs import Ranking, Searcher, highest
 
 RRF_CONSTANT = 60  # Cormack, Clarke and Buettcher 2009, who proposed the method
 _BLOCK = 2048  # passages encoded at a time
@@ -90,12 +90,9 @@ class DenseIndex:
             near = np.sort(self._graph.search(vector, k).keys.astype(np.int64))
             scores = self._vectors[near] @ vector
         else:
-            everything = self._vectors @ vector
-            threshold = np.partition(everything, -k)[-k]
-            near = np.flatnonzero(everything >= threshold)  # in order, ties with the k-th too
-            scores = everything[near]
-        best = np.argsort(-scores, kind="stable")[:k]
-        return [(self._ids[near[i]], float(scores[i])) for i in best.tolist()]
+            near = np.arange(len(self._ids))
+            scores = self._vectors @ vector
+        return [(self._ids[near[i]], float(scores[i])) for i in highest(scores, k)]
 
 
 class Hybrid:

@@ -70,6 +70,17 @@ def rank(scored: Iterable[tuple[str, float]]) -> Ranking:
     return sorted(scored, key=lambda hit: (np.isnan(hit[1]), -hit[1]))
 
 
+def highest(scores: NDArray[np.float32], k: int) -> list[int]:
+    """The places of the k highest of scores (n,), best first, equal ones in their order."""
+    k = min(k, len(scores))
+    if k <= 0:
+        return []
+    threshold = np.partition(scores, -k)[-k]
+    near = np.flatnonzero(scores >= threshold)  # in order, ties with the k-th too
+    best: list[int] = near[np.argsort(-scores[near], kind="stable")[:k]].tolist()
+    return best
+
+
 def first_stage(searcher: Searcher, queries: Iterable[Query], k: int = 100) -> Reranking:
     """Search every query; one that finds nothing gets an empty ranking."""
     run: Run = {}

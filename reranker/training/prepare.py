@@ -17,6 +17,7 @@ from reranker.evaluation.collections import (
     read_collection,
 )
 from reranker.evaluation.contamination import FILE, fingerprint, fingerprints
+from reranker.evaluation.runs import highest
 from reranker.evaluation.split import side
 from reranker.models.backbone import find_backbone
 from reranker.training import examples
@@ -27,8 +28,6 @@ from reranker.training.teachers import with_prompts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from reranker.training.config import Recipe
 
@@ -251,18 +250,10 @@ def _add_nearest(recipe: Recipe, encode: BiEncoder, pool: Sequence[str], items: 
         some = asked[start : start + _QUERIES]
         cosines = normalise(encode.queries(some)) @ texts.T  # (queries, pool)
         for query, row in zip(some, cosines, strict=True):
-            found = nearest(row, recipe.data.dense)
+            found = highest(row, recipe.data.dense)
             for item, skipped in of_query[query]:
                 out = {*item.golds, *item.candidates, *skipped}
                 item.others = [text for text in found if text not in out]
                 if teaches:
                     item.taught = [round(scale * float(row[text]), 3) for text in item.texts]
     log.info("dense candidates found")
-
-
-def nearest(scores: NDArray[np.float32], k: int) -> list[int]:
-    """The places of the k highest of scores (n,), the highest first; all of fewer than k."""
-    k = min(k, len(scores))
-    best = np.argpartition(-scores, k - 1)[:k]
-    found: list[int] = best[np.argsort(-scores[best], kind="stable")].tolist()
-    return found

@@ -20,6 +20,7 @@ from reranker.evaluation.runs import (
     cut,
     first_stage,
     fuse,
+    highest,
     oracle,
     rank,
     rerank,
@@ -207,3 +208,9 @@ def test_the_oracle_leads_with_the_gold_set_it_can_complete() -> None:
     collection = Collection.from_gold_sets("x", [GoldQuery(Query("q", "?"), gold)], documents)
     run: Run = {"q": [(key, 0.0) for key in "zbadc"]}
     assert ids(oracle(run, collection)["q"]) == ["d", "a", "c", "b", "z"]
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), max_size=30), st.integers(-1, 40))
+def test_the_highest_are_the_head_of_a_stable_sort(scores: list[float], k: int) -> None:
+    array = np.array(scores, dtype=np.float32)
+    assert highest(array, k) == np.argsort(-array, kind="stable")[: max(k, 0)].tolist()

@@ -18,7 +18,7 @@ from reranker.training.examples import Example, load
 from reranker.training.finish import export_trained
 from reranker.training.lists import make_batch
 from reranker.training.loop import batch_loss, load_data, train
-from reranker.training.prepare import nearest, prepare_once
+from reranker.training.prepare import prepare_once
 from reranker.training.scoring import dual_logits, list_logits
 from reranker.training.start import load_trained
 from reranker.training.teachers import EncoderTeacher, StoredScores, find_teacher
@@ -186,12 +186,6 @@ def test_the_teacher_finds_candidates_and_scores_them_all(task, data, backbone, 
     teacher = find_teacher(recipe, pool, items, torch.device("cpu"))
     assert isinstance(teacher, StoredScores)
     train(recipe, tmp_path, stop_at=2)
-
-
-def test_nearest_is_the_head_of_a_sort():
-    scores = np.random.default_rng(0).normal(size=50).astype(np.float32)
-    assert nearest(scores, 7) == np.argsort(-scores).tolist()[:7]
-    assert nearest(scores[:3], 7) == np.argsort(-scores[:3]).tolist()
 
 
 def test_the_dual_encoder_is_taught_where_it_takes_part(data, backbone, tmp_path):
