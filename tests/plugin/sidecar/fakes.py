@@ -34,6 +34,17 @@ def search(**fields: Any) -> dict[str, Any]:
     return {"query": "merge lists", "hits": [{"id": "a", "title": "merge"}], **fields}
 
 
+def sample(client: httpx.Client, name: str, headers: dict[str, str] | None = None) -> float:
+    """The value of one line of the metrics, by its name and labels; 0 where it is not there."""
+    response = client.get("/metrics", headers=headers)
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    for line in response.text.splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     limit = time.monotonic() + seconds
     while not condition():

@@ -15,7 +15,7 @@ import pytest
 from plugin.sidecar.app import build_app
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade, Hit, RerankResult
-from tests.plugin.sidecar.fakes import background, search, serving, wait_until
+from tests.plugin.sidecar.fakes import background, sample, search, serving, wait_until
 
 HITS = [{"id": str(n), "title": f"merge {n} lists", "passage": "sorted lists"} for n in range(300)]
 DOCUMENTS = [{"title": hit["title"], "text": hit["passage"]} for hit in HITS]
@@ -123,15 +123,8 @@ def calling(client: httpx.Client, path: str = "/rerank") -> Any:
         yield raw
 
 
-def number(client: httpx.Client, name: str) -> float:
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith(f"{name} "):
-            return float(line.rpartition(" ")[2])
-    return 0.0
-
-
 def gone(client: httpx.Client, path: str = "/rerank") -> float:
-    return number(client, f'titlecast_requests_total{{outcome="caller_gone",path="{path}"}}')
+    return sample(client, f'titlecast_requests_total{{outcome="caller_gone",path="{path}"}}')
 
 
 def test_a_search_whose_caller_waits_takes_every_step(whole: Cascade) -> None:
@@ -154,7 +147,7 @@ def test_a_search_goes_no_further_than_the_step_at_which_its_caller_hung_up(
             steps.go_to(step)
         wait_until(steps.told)
         steps.close()
-        wait_until(lambda: number(client, "titlecast_computed_requests") == 0)
+        wait_until(lambda: sample(client, "titlecast_computed_requests") == 0)
         wait_until(lambda: gone(client) == 1)
         assert steps.begun == STEPS[: step + 1]
 
@@ -179,8 +172,8 @@ def test_its_turn_is_taken_until_it_has_stopped(whole: Cascade) -> None:
             steps.go_to(2)
         wait_until(steps.told)
         with background(client, BODIES["/rerank"]) as answers:
-            wait_until(lambda: number(client, "titlecast_waiting_requests") == 1)
-            assert number(client, "titlecast_computed_requests") == 1
+            wait_until(lambda: sample(client, "titlecast_waiting_requests") == 1)
+            assert sample(client, "titlecast_computed_requests") == 1
             assert steps.begun == STEPS[:3]
             steps.close()
         assert [answer.status_code for answer in answers] == [200]
@@ -194,11 +187,11 @@ def test_who_hangs_up_in_line_leaves_it_at_once(whole: Cascade) -> None:
         with background(client, BODIES["/rerank"]) as first:
             steps.go_to(0)
             with calling(client):
-                wait_until(lambda: number(client, "titlecast_waiting_requests") == 1)
-                assert number(client, "titlecast_waiting_tokens") > 0
+                wait_until(lambda: sample(client, "titlecast_waiting_requests") == 1)
+                assert sample(client, "titlecast_waiting_tokens") > 0
             # The first is computed still: nobody's turn has come meanwhile.
-            wait_until(lambda: number(client, "titlecast_waiting_requests") == 0)
-            assert number(client, "titlecast_waiting_tokens") == 0
+            wait_until(lambda: sample(client, "titlecast_waiting_requests") == 0)
+            assert sample(client, "titlecast_waiting_tokens") == 0
             wait_until(lambda: gone(client) == 1)
             assert steps.begun == STEPS[:1]
             steps.close()

@@ -22,7 +22,7 @@ import pytest
 
 from plugin.sidecar.process import free_port
 from reranker.stages import SHIPPED
-from tests.plugin.sidecar.fakes import search, wait_until
+from tests.plugin.sidecar.fakes import sample, search, wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 SERVE = (sys.executable, "-m", "plugin.cli.main", "serve")
@@ -47,10 +47,7 @@ class Process:
 
     def number(self, name: str) -> float:
         """The value of a metric; 0 where it is not there."""
-        for line in self.client.get("/metrics").text.splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.rpartition(" ")[2])
-        return 0.0
+        return sample(self.client, name)
 
     def wait(self, name: str, value: float) -> None:
         """Wait for a metric: an answer is counted once it is sent, maybe by another worker."""
@@ -273,13 +270,9 @@ def test_a_worker_that_cannot_be_replaced_costs_no_search(tmp_path: Path) -> Non
         process("--threads=1", "--workers=2", f"--model={models}", log=written) as sidecar,
     ):
 
-        def fresh(path: str) -> httpx.Response:
-            with connected(sidecar.client.base_url) as client:  # either may accept
-                return client.get(path)
-
         def number(name: str) -> float:
-            metrics = fresh("/metrics").text.splitlines()
-            return sum(float(line.split()[-1]) for line in metrics if line.startswith(f"{name} "))
+            with connected(sidecar.client.base_url) as client:  # either may accept
+                return sample(client, name)
 
         wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
         workers = children(sidecar.popen.pid)

@@ -28,6 +28,7 @@ from reranker.lru import CacheUse
 from tests.plugin.sidecar.fakes import (
     Gated,
     background,
+    sample,
     search,
     sentence,
     serving,
@@ -89,17 +90,6 @@ def test_names_that_are_none_are_left_out(client: httpx.Client, headers: Any) ->
 
 
 # Numbers.
-
-
-def sample(client: httpx.Client, name: str, headers: dict[str, str] | None = None) -> float:
-    """The value of one line of the metrics, by its name and labels; 0 where it is not there."""
-    response = client.get("/metrics", headers=headers)
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/plain; version=")
-    for line in response.text.splitlines():
-        if line.startswith(f"{name} "):
-            return float(line.rpartition(" ")[2])
-    return 0.0
 
 
 def test_what_happened_is_counted() -> None:
