@@ -57,8 +57,10 @@ class ListConfig(_Strict):
     head: int = Field(default=16, ge=1)  # how long that head is
     dense: int = Field(default=0, ge=0)  # from the dense candidates
     random: int = Field(default=0, ge=0)  # from the whole pool; the rest from the window
-    mined: int = Field(default=0, ge=0)  # from the head of the model's own ranking of all these
-    remine_every: int = Field(default=200, ge=1)  # steps between two such rankings
+    mined: int = Field(default=0, ge=0)  # from the head of a ranking of all candidates
+    # Whose: the model's own, or, at no cost, the teacher's whose scores the examples carry.
+    mined_by: Literal["model", "teacher"] = "model"
+    remine_every: int = Field(default=200, ge=1)  # steps between two rankings by the model
     query_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of a query's tokens left out
     max_query_tokens: int = Field(default=48, ge=8)
     max_text_tokens: int = Field(default=32, ge=8)

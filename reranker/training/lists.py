@@ -113,7 +113,7 @@ def draw_list(
 ) -> tuple[list[int], list[float]]:
     """Gold texts followed by negatives, with their first-stage scores; at most `size`.
 
-    `hardest` are negatives by the model's own ranking, of which `config.mined` are taken.
+    `hardest` are negatives by the model's or the teacher's ranking; `config.mined` are taken.
     There is always a negative: of many gold texts, some wait for another step.
     """
     number = min(config.golds, config.size - 1)

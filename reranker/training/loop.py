@@ -140,10 +140,7 @@ def train(
             draw = step * recipe.accumulate + part
             chosen = draw_examples(len(items), recipe.queries_per_step, draw, recipe.seed)
             rng = np.random.default_rng([recipe.seed, 1, draw])
-            lists = [
-                draw_list(items[i], recipe.lists, len(pool), rng, miner.hardest.get(i, ()))
-                for i in chosen
-            ]
+            lists = [draw_list(items[i], recipe.lists, len(pool), rng, miner.of(i)) for i in chosen]
             asked, golds = [queries[i] for i in chosen], [set(items[i].golds) for i in chosen]
             if augmenter:
                 augmenter.replace(rng, asked, lists, golds)

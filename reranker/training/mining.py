@@ -1,4 +1,4 @@
-"""Hard negatives from the model's own ranking, found anew every so many steps.
+"""Hard negatives: from the model's own ranking, found anew every so many steps, or a teacher's.
 
 Only the queries that the next steps will draw are ranked, each over its own candidates. What was
 found depends on the weights at that step alone, and travels in the checkpoint, so that a resumed
@@ -15,6 +15,8 @@ from accelerate.utils import gather_object
 from reranker.training.lists import Tokens, draw_examples, make_batch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from accelerate import PartialState
 
     from reranker.training.config import Recipe
@@ -29,12 +31,19 @@ class Miner:
         self, recipe: Recipe, items: list[Example], texts: Tokens, queries: Tokens
     ) -> None:
         self._recipe, self._items, self._texts, self._queries = recipe, items, texts, queries
+        taught = recipe.lists.mined_by == "teacher" and recipe.lists.mined > 0
+        if taught and not any(item.taught for item in items):
+            raise ValueError(
+                "the examples carry no teacher's scores to mine by: give taught_by an encoder and "
+                'data.dense, and prepare them anew, or leave out mined_by = "teacher"'
+            )
         self.hardest: dict[int, list[int]] = {}  # example -> candidates, the hardest first
 
     def advance(self, step: int, model: Model, processes: PartialState) -> None:
         """Rank what the steps from `step` on will draw, where that is due."""
-        every = self._recipe.lists.remine_every
-        if self._recipe.lists.mined == 0 or step % every:
+        lists = self._recipe.lists
+        every = lists.remine_every
+        if lists.mined == 0 or lists.mined_by == "teacher" or step % every:
             return
         coming = sorted(set(self._coming(step, min(step + every, self._recipe.steps))))
         model.eval()
@@ -42,6 +51,17 @@ class Miner:
         found = [(place, self.rank(place, model)) for place in mine]
         model.train()
         self.hardest = dict(gather_object(found))
+
+    def of(self, place: int) -> Sequence[int]:
+        """The hardest candidates of an example, the hardest first; none where none are known."""
+        lists = self._recipe.lists
+        if lists.mined == 0 or lists.mined_by == "model":
+            return self.hardest.get(place, ())
+        item = self._items[place]
+        scores = dict(zip(item.texts, item.taught, strict=False))
+        known = {text: scores.get(text) for text in (*item.candidates, *item.others)}
+        scored = [(-score, text) for text, score in known.items() if score is not None]
+        return [text for _, text in sorted(scored)[: lists.head]]
 
     def _coming(self, first: int, last: int) -> list[int]:
         recipe = self._recipe

@@ -108,6 +108,28 @@ def test_mined_negatives_are_those_the_model_ranks_first(data, backbone, tmp_pat
     assert miner.hardest == before
 
 
+def test_mined_negatives_may_be_those_the_teacher_ranks_first(data, backbone, tmp_path):
+    text = recipe_text("title", backbone) + 'mined = 3\nmined_by = "teacher"\nhead = 5\n'
+    recipe = prepared(tmp_path, data, text)
+    found = load_backbone(recipe.backbone)
+    loaded = load_data(recipe, tmp_path, found)
+    with pytest.raises(ValueError, match="carry no teacher's scores"):
+        Miner(recipe, loaded.items, loaded.texts, loaded.queries)
+    rng = np.random.default_rng(0)
+    for item in loaded.items[1:]:
+        item.taught = rng.normal(size=len(item.texts)).tolist()
+        item.taught[len(item.golds)] = None  # this candidate was not scored
+    miner = Miner(recipe, loaded.items, loaded.texts, loaded.queries)
+    miner.advance(0, new_model(recipe, found.state, found.config), find_processes())
+    assert not miner.hardest  # the model has ranked nothing
+    assert miner.of(0) == []
+    for place, item in enumerate(loaded.items[1:], start=1):
+        scores = dict(zip(item.texts, item.taught, strict=True))
+        scored = [t for t in item.texts[len(item.golds) :] if scores[t] is not None]
+        assert miner.of(place) == sorted(scored, key=lambda t: -scores[t])[:5]
+    train(recipe, tmp_path, stop_at=2, data=loaded)
+
+
 @pytest.mark.parametrize("kind", ["mined", "keep", "bf16"])
 def test_every_option_resumes_bit_for_bit(data, backbone, tmp_path, kind):
     text = recipe_text("title", backbone, **({"precision": '"bf16"'} if kind == "bf16" else {}))
