@@ -41,6 +41,12 @@ class Example:
         """All its texts: the gold ones, the candidates, the others."""
         return [*self.golds, *self.candidates, *self.others]
 
+    @property
+    def taught_by_text(self) -> dict[int, float]:
+        """The teacher's score of each text that it scored."""
+        pairs = zip(self.texts, self.taught, strict=False)
+        return {text: score for text, score in pairs if score is not None}
+
 
 def example(
     source: str,

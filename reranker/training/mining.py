@@ -1,8 +1,8 @@
 """Hard negatives: from the model's own ranking, found anew every so many steps, or a teacher's.
 
-Only the queries that the next steps will draw are ranked, each over its own candidates. What was
-found depends on the weights at that step alone, and travels in the checkpoint, so that a resumed
-training goes on bit for bit.
+For its own ranking, only the queries that the next steps will draw are ranked, each over its own
+candidates. What is found depends on the weights at that step alone, and travels in the checkpoint,
+so that a resumed training goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class Miner:
         self, recipe: Recipe, items: list[Example], texts: Tokens, queries: Tokens
     ) -> None:
         self._recipe, self._items, self._texts, self._queries = recipe, items, texts, queries
-        taught = recipe.lists.mined_by == "teacher" and recipe.lists.mined > 0
-        if taught and not any(item.taught for item in items):
+        lists = recipe.lists
+        self._by_teacher = lists.mined > 0 and lists.mined_by == "teacher"
+        if self._by_teacher and not any(item.taught for item in items):
             raise ValueError(
                 "the examples carry no teacher's scores to mine by: give taught_by an encoder and "
                 'data.dense, and prepare them anew, or leave out mined_by = "teacher"'
@@ -41,9 +42,8 @@ class Miner:
 
     def advance(self, step: int, model: Model, processes: PartialState) -> None:
         """Rank what the steps from `step` on will draw, where that is due."""
-        lists = self._recipe.lists
-        every = lists.remine_every
-        if lists.mined == 0 or lists.mined_by == "teacher" or step % every:
+        every = self._recipe.lists.remine_every
+        if self._recipe.lists.mined == 0 or self._by_teacher or step % every:
             return
         coming = sorted(set(self._coming(step, min(step + every, self._recipe.steps))))
         model.eval()
@@ -54,14 +54,12 @@ class Miner:
 
     def of(self, place: int) -> Sequence[int]:
         """The hardest candidates of an example, the hardest first; none where none are known."""
-        lists = self._recipe.lists
-        if lists.mined == 0 or lists.mined_by == "model":
+        if not self._by_teacher:
             return self.hardest.get(place, ())
         item = self._items[place]
-        scores = dict(zip(item.texts, item.taught, strict=False))
-        known = {text: scores.get(text) for text in (*item.candidates, *item.others)}
-        scored = [(-score, text) for text, score in known.items() if score is not None]
-        return [text for _, text in sorted(scored)[: lists.head]]
+        known = item.taught_by_text
+        scored = [text for text in (*item.candidates, *item.others) if text in known]
+        return sorted(scored, key=lambda text: -known[text])[: self._recipe.lists.head]
 
     def _coming(self, first: int, last: int) -> list[int]:
         recipe = self._recipe

@@ -122,9 +122,8 @@ class StoredScores:
             return None
         scores = torch.full(batch.valid.shape, float("nan"))
         for row, (item, (texts, _)) in enumerate(zip(items, lists, strict=True)):
-            known = dict(zip(item.texts, item.taught, strict=False))
+            known = item.taught_by_text
             for place, text in enumerate(texts):
-                score = known.get(text)
-                if score is not None:
-                    scores[row, place] = score
+                if text in known:
+                    scores[row, place] = known[text]
         return scores.to(batch.valid.device)
