@@ -65,6 +65,7 @@ def adapt(
     from reranker.training import config as configs
     from reranker.training.finish import export_trained
     from reranker.training.loop import train
+    from reranker.training.start import kind_of
 
     if (index is None) == (jsonl is None):
         raise CommandError("give either --index or --jsonl")
@@ -73,7 +74,8 @@ def adapt(
         torch.set_num_threads(threads)
     judged = [read_collection(path) for path in guard or []]
     recipe = configs.read_recipe(config or configs.RECIPES / "adapt.toml")
-    recipe = recipe.model_copy(update={"start": str(start or SHIPPED / "title")})
+    start = start or SHIPPED / "title"
+    recipe = recipe.model_copy(update={"start": str(start), "backbone": kind_of(start)[1]})
     kept = out / "recipe.toml"
     text = configs.as_toml(recipe)
     if kept.exists() and kept.read_text("utf-8") != text:

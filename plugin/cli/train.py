@@ -98,12 +98,10 @@ def train(
 
 def _say_cost(recipe: Recipe, teraflops: Sequence[float]) -> None:
     """Print what a training would cost, and its time here and at given speeds."""
-    from reranker.models.backbone import load_backbone
     from reranker.training.cost import cost_of, measure_speed
     from reranker.training.start import new_model
 
-    backbone = load_backbone(recipe.backbone)
-    model = new_model(recipe, backbone.state, backbone.config)
+    model = new_model(recipe)
     cost, here = cost_of(recipe, model), measure_speed(recipe, model)
     texts = recipe.queries_per_step * recipe.accumulate * recipe.lists.size
     console = Console(soft_wrap=True, highlight=False)

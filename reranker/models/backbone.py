@@ -29,19 +29,26 @@ def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
 
     Raises OSError where the hub cannot be reached or does not know the name.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # loading takes a moment and is no news
-    source = str(find_backbone(name))
-    model = AutoModel.from_pretrained(source)
-    tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+    model = AutoModel.from_pretrained(str(find_backbone(name)))
     return Backbone(
         name=name,
         state={key: value.detach().clone() for key, value in model.state_dict().items()},
         config=model.config.to_dict(),
-        tokenizer_json=tokenizer.backend_tokenizer.to_str(),
+        tokenizer_json=load_tokenizer(name),
     )
+
+
+def load_tokenizer(name: str = DEFAULT_BACKBONE) -> str:
+    """The text of a backbone's tokenizer.json; raises as `load_backbone` does."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(find_backbone(name)), use_fast=True)
+    text: str = tokenizer.backend_tokenizer.to_str()
+    return text
 
 
 def find_backbone(name: str) -> str | Path:

@@ -13,8 +13,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from reranker.models.backbone import load_backbone
-from reranker.models.broadcast import BroadcastEncoder, from_bert
+from reranker.models.broadcast import BroadcastConfig, BroadcastEncoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,50 +24,52 @@ if TYPE_CHECKING:
 _LATE = ("token_match", "mean_match")
 
 
-def restore(folder: Path, backbone: str) -> BroadcastEncoder:
+def restore(folder: Path) -> BroadcastEncoder:
     """The network of an exported folder of the broadcast architecture, in fp32.
 
-    `backbone` is the one it was trained from; it gives what no graph holds (token types are part
-    of the positions there). Raises ValueError where the folder holds another architecture.
+    The folder is all it needs: what the backbone had besides, two embeddings of token types, is
+    part of the positions there. Raises FileNotFoundError for a folder without graphs, ValueError
+    for another architecture.
     """
     tensors = read_tensors(folder)
-    if "query_bias.0" not in tensors and not any(n.startswith("query_bias.") for n in tensors):
+    biases = {int(n.split(".")[1]): tensors[n] for n in tensors if n.startswith("query_bias.")}
+    if not biases:
         raise ValueError(f"{folder} holds no model of the broadcast architecture")
-    found = load_backbone(backbone)
-    biases = sorted(int(n.split(".")[1]) for n in tensors if n.startswith("query_bias."))
-    if biases[-1] >= int(found.config["num_hidden_layers"]):
-        raise ValueError(f"{folder} does not fit the backbone {backbone}: it has more layers")
     scratch = "positions.1" in tensors
     late = "constant.token_match" in tensors
+    matches: dict[str, Any] = {name: float(tensors[f"constant.{name}"]) for name in _LATE if late}
     sinks = "sink_keys.0" in tensors
-    model = from_bert(
-        found.state,
-        found.config,
-        layers=biases[-1] + 1,
-        first_query_layer=biases[0],
-        start="scratch" if scratch else "bi-encoder",
-        sinks=sinks,
-        **{name: float(tensors[f"constant.{name}"]) for name in _LATE if late},
+    words = _words(tensors)
+    model = BroadcastEncoder(
+        BroadcastConfig(
+            layers=max(biases) + 1,
+            hidden=words.shape[1],
+            heads=biases[max(biases)].size,
+            intermediate=len(tensors["layers.0.up.bias"]),
+            vocabulary=len(words),
+            positions=len(tensors["positions.0"]),
+            norm_epsilon=_epsilon(folder),
+            first_query_layer=min(biases),
+            start="scratch" if scratch else "bi-encoder",
+            sinks=sinks,
+            **matches,
+        )
     )
     state = model.state_dict()
     hidden, heads = model.config.hidden, model.config.heads
 
     def put(name: str, value: NDArray[Any]) -> None:
         if name not in state or tuple(value.shape) != tuple(state[name].shape):
-            raise ValueError(f"{folder} does not fit the backbone {backbone}: {name}")
+            raise ValueError(f"{folder} holds a model that does not fit together: {name}")
         state[name] = torch.from_numpy(np.array(value, dtype=np.float32))
 
-    put("words.weight", _words(tensors))
-    for kind in (0, 1) if scratch else (0,):
-        # The sum is all the graph needs of both; the types stay the backbone's.
-        positions = tensors["positions.0"] - state["types.weight"][0].numpy()
-        put("positions.weight", positions)
-        if kind:
-            types = state["types.weight"].clone()
-            types[1] = (
-                types[0] + torch.from_numpy(tensors["positions.1"] - tensors["positions.0"])[0]
-            )
-            state["types.weight"] = types
+    put("words.weight", words)
+    # A graph has the sums of positions and types.
+    put("positions.weight", tensors["positions.0"])
+    types = np.zeros(state["types.weight"].shape)
+    if scratch:
+        types[1] = (tensors["positions.1"] - tensors["positions.0"])[0]
+    put("types.weight", types)
     for name in ("embedding_norm", "head"):
         for part in ("weight", "bias"):
             put(f"{name}.{part}", tensors[f"{name}.{part}"].T)
@@ -82,8 +83,8 @@ def restore(folder: Path, backbone: str) -> BroadcastEncoder:
         put("sink_keys", np.stack(keys))
         put("sink_values", np.stack([tensors[f"sink_values.{depth}"] for depth in layers]))
     bias = state["query_bias"].clone()
-    for depth in biases:
-        bias[depth] = torch.from_numpy(tensors[f"query_bias.{depth}"].reshape(-1).copy())
+    for depth, row in biases.items():
+        bias[depth] = torch.from_numpy(row.reshape(-1).copy())
     state["query_bias"] = bias
     root = (hidden // heads) ** 0.5  # which the export divides the query's map by
     for depth in range(model.config.layers):
@@ -118,6 +119,16 @@ def read_tensors(folder: Path) -> dict[str, NDArray[Any]]:
         for path in paths
         for tensor in onnx.load(path).graph.initializer
     }
+
+
+def _epsilon(folder: Path) -> float:
+    """What the graph's layer norms add to the variance."""
+    for path in sorted(folder.glob("*.onnx")):
+        for node in onnx.load(path, load_external_data=False).graph.node:
+            for fact in node.attribute:
+                if fact.name == "epsilon":
+                    return float(f"{fact.f:.3g}")  # from float32
+    raise ValueError(f"{folder} holds no graph with a layer norm")
 
 
 def _scale(folder: Path, tensors: dict[str, NDArray[Any]]) -> NDArray[Any]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from reranker.models.backbone import load_backbone
 from reranker.training.config import as_toml
 from reranker.training.loop import load_data, reciprocal_ranks, train
 from reranker.training.start import load_state
@@ -89,7 +88,7 @@ def run_arms(
             # The dev sample of seed 0 for all, so that their values can be paired by query.
             double = {"seed": 0, "check_queries": 2 * arm.recipe.check_queries}
             shared = arm.recipe.model_copy(update=double)
-            data = load_data(shared, prepared, load_backbone(arm.recipe.backbone), every)
+            data = load_data(shared, prepared, every)
             dev = range(int(choosing), len(data.dev), 2)
         started = time.process_time()
         items = list(with_noise(data.items, arm.noise, arm.seed))

@@ -16,12 +16,11 @@ from reranker.evaluation.collections import read_collection
 from reranker.evaluation.contamination import FILE
 from reranker.evaluation.split import side
 from reranker.fusion import Fusion, neutral, standardise
-from reranker.models.backbone import load_backbone
 from reranker.models.export import Precision, export, has_dual, measure_ranges
 from reranker.runtime import load_model
 from reranker.training.examples import load
 from reranker.training.lists import Tokens, padded
-from reranker.training.start import load_trained
+from reranker.training.start import load_trained, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,14 +72,14 @@ def export_model(
     blend: float = 1.0,
 ) -> None:
     """Write a network as a model folder; `prepared` holds `dev` examples to measure it on."""
-    backbone = load_backbone(recipe.backbone)
-    lists = dev_lists(recipe, prepared, backbone.tokenizer_json)
+    tokenizer = tokenizer_of(recipe)
+    lists = dev_lists(recipe, prepared, tokenizer)
     cut = -(-3 * len(lists) // 5)
     measured, checked = lists[:cut], lists[cut:] or lists
     dual = recipe.task == "passage" and has_dual(model)
     ranges = measure_ranges(model, measured, dual) if precision == "int8" else None
     export(model, out, precision, ranges, dual)
-    (out / "tokenizer.json").write_text(_compact(backbone.tokenizer_json), "utf-8")
+    (out / "tokenizer.json").write_text(_compact(tokenizer), "utf-8")
     config = {
         "name": name,
         "task": recipe.task,

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from reranker.evaluation.measures import bootstrap_interval
-from reranker.models.backbone import load_backbone
 from reranker.models.broadcast import BroadcastEncoder
 from reranker.training.config import AugmentConfig
 from reranker.training.experiments import Arm, Interval, paired_interval
@@ -75,8 +74,7 @@ def joint_arms(recipe: Recipe, seeds: int = 1, augment: AugmentConfig = _SMALL) 
 
 def measure_both(recipe: Recipe, folder: Path, data: Data, dev: Sequence[int]) -> dict[str, Any]:
     """Reciprocal ranks of both models after the last step, and the time of a search."""
-    backbone = load_backbone(recipe.backbone)
-    model = new_model(recipe, backbone.state, backbone.config)
+    model = new_model(recipe)
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     model.load_state_dict(state["model"])
     return ranks_of(model, float(state["first_stage"]), data, dev)

@@ -18,7 +18,7 @@ from reranker.models.broadcast import BroadcastEncoder
 from reranker.training import examples
 from reranker.training.lists import Batch, Tokens, draw_examples, draw_list, make_batch
 from reranker.training.pairs import against_titles, make_queries
-from reranker.training.start import new_model
+from reranker.training.start import new_model, tokenizer_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
-    from reranker.models.backbone import Backbone
     from reranker.training.config import KeepConfig, Recipe
 
 log = logging.getLogger(__name__)
@@ -59,9 +58,7 @@ def prepare_keep(config: KeepConfig, seed: int, data: Path, out: Path) -> None:
 class Keeper:
     """Draws unlabelled lists, and scores them as the bi-encoder does that the training began as."""
 
-    def __init__(
-        self, recipe: Recipe, folder: Path, backbone: Backbone, device: torch.device
-    ) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
         if recipe.keep is None:
             raise ValueError("the recipe has no [keep]")
         self._config, self._recipe, self._device = recipe.keep, recipe, device
@@ -69,11 +66,11 @@ class Keeper:
         if not self._items:
             raise ValueError(f"{folder / FOLDER} holds no examples: [keep] corpora need texts")
         self._pool = len(pool)
-        tokenizer = Tokenizer.from_str(backbone.tokenizer_json)
+        tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
         self._texts = Tokens(tokenizer, pool, recipe.lists.max_text_tokens)
         queries = [item.query for item in self._items]
         self._queries = Tokens(tokenizer, queries, recipe.lists.max_query_tokens)
-        start = new_model(recipe, backbone.state, backbone.config)
+        start = new_model(recipe)
         if not isinstance(start, BroadcastEncoder) or start.config.start != "bi-encoder":
             raise ValueError("[keep] needs a network that starts as a bi-encoder")
         self._start = start.to(device).requires_grad_(False).eval()

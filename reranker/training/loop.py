@@ -25,7 +25,6 @@ from accelerate.utils import broadcast_object_list, reduce
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from reranker.models.backbone import load_backbone
 from reranker.models.broadcast import BroadcastEncoder
 from reranker.models.pair import PairEncoder
 from reranker.training import losses
@@ -42,7 +41,7 @@ from reranker.training.lists import (
 )
 from reranker.training.mining import Miner
 from reranker.training.scoring import list_logits, own_lists, score_all, score_lists
-from reranker.training.start import Model, new_model
+from reranker.training.start import Model, new_model, tokenizer_of
 from reranker.training.teachers import find_teacher
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from reranker.models.backbone import Backbone
     from reranker.training.config import Recipe
 
 log = logging.getLogger(__name__)
@@ -83,8 +81,7 @@ def train(
             "evenly; give a multiple"
         )
     torch.manual_seed(recipe.seed)
-    backbone = load_backbone(recipe.backbone)
-    model = new_model(recipe, backbone.state, backbone.config).to(device)
+    model = new_model(recipe).to(device)
     # The weight of the first stage's score beside the model's logit, learned on the way.
     first_stage = nn.Parameter(torch.tensor(1.0, device=device))
     optimiser = torch.optim.AdamW(
@@ -92,10 +89,10 @@ def train(
     )
     rates = [group["lr"] for group in optimiser.param_groups]
 
-    pool, items, texts, queries, dev, dev_queries = data or load_data(recipe, folder, backbone)
+    pool, items, texts, queries, dev, dev_queries = data or load_data(recipe, folder)
     teacher = find_teacher(recipe, pool, items, device)
     miner = Miner(recipe, items, texts, queries)
-    keeper = Keeper(recipe, folder, backbone, device) if recipe.keep else None
+    keeper = Keeper(recipe, folder, device) if recipe.keep else None
 
     kept = folder / "checkpoint.pt"
     step, best, since = 0, -1.0, 0  # `since`: looks at the dev split without a better result
@@ -123,7 +120,7 @@ def train(
 
     augmenter = None
     if recipe.augment:
-        tokenizer = Tokenizer.from_str(backbone.tokenizer_json)
+        tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
         augmenter = Augmenter(recipe, folder, pool, texts, items, tokenizer)
 
     last = min(recipe.steps, stop_at or recipe.steps)
@@ -231,13 +228,13 @@ def average(optimiser: torch.optim.Optimizer, total: float, device: torch.device
     return float(reduce(torch.tensor(total, device=device, dtype=torch.float64), "mean"))
 
 
-def load_data(recipe: Recipe, folder: Path, backbone: Backbone, every: int = 1) -> Data:
+def load_data(recipe: Recipe, folder: Path, every: int = 1) -> Data:
     """Read and tokenize what `prepare` wrote; of the training examples, one in `every`."""
     pool, items = load(folder / "train", every)
     dev_pool, dev_items = load(folder / "dev")
     if not items or dev_pool != pool:
         raise ValueError(f"{folder} holds no training examples; prepare it first.")
-    tokenizer = Tokenizer.from_str(backbone.tokenizer_json)
+    tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
     limits = recipe.lists
     dev = dev_sample(dev_items, recipe)
     return Data(

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from reranker.models.backbone import load_backbone
 from reranker.runtime import load_model
 from reranker.training.examples import load
 from reranker.training.experiments import Arm, measure
 from reranker.training.finish import export_model
 from reranker.training.lists import Tokens
-from reranker.training.start import load_state
+from reranker.training.start import load_state, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +68,7 @@ def time_models(
     if not items:
         raise ValueError(f"{prepared} has no dev query with {titles} candidates")
     places = np.random.default_rng(0).permutation(len(items))[:queries].tolist()
-    tokenizer = Tokenizer.from_str(load_backbone(recipe.backbone).tokenizer_json)
+    tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
     asked = Tokens(tokenizer, [items[i].query for i in places], recipe.lists.max_query_tokens)
     windows = []
     for i in places:

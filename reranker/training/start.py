@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from reranker.models.backbone import load_backbone
+from reranker.models.backbone import load_backbone, load_tokenizer
 from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.pair import PairEncoder
 from reranker.models.restore import restore
@@ -26,20 +26,22 @@ if TYPE_CHECKING:
 Model = BroadcastEncoder | PairEncoder
 
 
-def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) -> Model:
+def new_model(recipe: Recipe) -> Model:
     """The untrained network of a recipe, started from the backbone's weights.
 
-    Where the recipe names a start, or a teacher's layers, it starts from those.
+    Where the recipe names a start, or a teacher's layers, it starts from those; with a start, the
+    backbone itself is not asked for.
     """
     if recipe.start is not None:
         return started(Path(recipe.start), recipe)
     changes = recipe.model | {"sinks": False}  # they come last, from the weights below
-    model = from_bert(state, bert, **changes)
+    backbone = load_backbone(recipe.backbone)
+    model = from_bert(backbone.state, backbone.config, **changes)
     if recipe.architecture == "pair":
         return PairEncoder(model)
     taught_by = recipe.taught_by
     if taught_by is not None and taught_by.folder is not None and taught_by.layers:
-        _, _, teacher = load_any(Path(taught_by.folder), taught_by.blend)
+        teacher = load_any(Path(taught_by.folder), taught_by.blend)
         if not isinstance(teacher, BroadcastEncoder):
             raise ValueError("a network can take layers of a teacher of the broadcast architecture")
         if teacher.config.sinks:
@@ -48,10 +50,19 @@ def new_model(recipe: Recipe, state: dict[str, Tensor], bert: dict[str, Any]) ->
     return with_sinks(model, recipe)
 
 
+def tokenizer_of(recipe: Recipe) -> str:
+    """The text of the tokenizer.json that the network reads: its start's, or the backbone's."""
+    start = Path(recipe.start) if recipe.start is not None else None
+    if start is None:
+        return load_tokenizer(recipe.backbone)
+    if (start / "recipe.toml").is_file():
+        return tokenizer_of(read_recipe(start / "recipe.toml"))
+    return (start / "tokenizer.json").read_text("utf-8")
+
+
 def load_state(recipe: Recipe, path: Path) -> Model:
     """A recipe's network with the weights of a checkpoint, ready to score."""
-    backbone = load_backbone(recipe.backbone)
-    model = new_model(recipe, backbone.state, backbone.config)
+    model = new_model(recipe)
     model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["model"])
     return model.eval()
 
@@ -61,30 +72,42 @@ def started(folder: Path, recipe: Recipe) -> Model:
 
     Raises ValueError where that is of another kind than the recipe's.
     """
-    task, backbone, model = load_any(folder)
+    task, backbone = kind_of(folder)
     if (task, backbone) != (recipe.task, recipe.backbone):
         raise ValueError(
             f"{folder} is a {task} model on {backbone}; the recipe is for a {recipe.task} model "
             f"on {recipe.backbone}"
         )
+    model = load_any(folder)
     return with_sinks(with_tokens(model, recipe), recipe)
 
 
-def load_any(folder: Path, blend: float = 1.0) -> tuple[str, str, Model]:
-    """Task, backbone and network of a training's folder (see `load_trained`) or a model folder.
+def kind_of(folder: Path) -> tuple[str, str]:
+    """Task and backbone of a training's folder or a model folder.
 
     Raises FileNotFoundError for a folder of neither kind.
     """
     if (folder / "recipe.toml").is_file():
-        recipe, model = load_trained(folder, blend)
-        return recipe.task, recipe.backbone, model
+        recipe = read_recipe(folder / "recipe.toml")
+        return recipe.task, recipe.backbone
     path = folder / "config.json"
-    if not path.is_file():
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if not {"task", "backbone"} <= config.keys():
         raise FileNotFoundError(
             f"{folder} is neither a training's folder nor a model folder: give one of them"
         )
-    config = json.loads(path.read_text("utf-8"))
-    return config["task"], config["backbone"], restore(folder, config["backbone"])
+    return config["task"], config["backbone"]
+
+
+def load_any(folder: Path, blend: float = 1.0) -> Model:
+    """The network of a training's folder (see `load_trained`) or of a model folder.
+
+    Raises FileNotFoundError for a folder of neither kind.
+    """
+    kind_of(folder)
+    if (folder / "recipe.toml").is_file():
+        return load_trained(folder, blend)[1]
+    return restore(folder)
 
 
 def with_tokens(model: Model, recipe: Recipe) -> Model:
@@ -108,7 +131,7 @@ def with_sinks(model: Model, recipe: Recipe) -> Model:
         return model
     if model.config.sinks:
         return model
-    tokenizer = Tokenizer.from_str(load_backbone(recipe.backbone).tokenizer_json)
+    tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
     tokenizer.no_padding()
     texts = np.tile(np.array(tokenizer.encode("a b").ids), (512, 1))  # [CLS] a b [SEP]
     words = np.random.default_rng(0).integers(model.config.vocabulary, size=(512, 2))
@@ -127,8 +150,7 @@ def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tup
     trained yet.
     """
     recipe = read_recipe(folder / "recipe.toml")
-    backbone = load_backbone(recipe.backbone)
-    model = new_model(recipe, backbone.state, backbone.config)
+    model = new_model(recipe)
     path = folder / "best.pt"
     if blend == 0.0:
         return recipe, model.eval()

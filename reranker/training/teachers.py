@@ -50,7 +50,7 @@ def find_teacher(
         encode = with_prompts(config, batch_size=64 if at_once else 1)
         return EncoderTeacher(config, encode, pool, items, at_once)
     if config is not None and config.folder is not None:
-        _, _, model = load_any(Path(config.folder), config.blend)
+        model = load_any(Path(config.folder), config.blend)
         return NetworkTeacher(model.to(device).requires_grad_(False))
     return StoredScores(items)
 

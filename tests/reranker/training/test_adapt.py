@@ -21,12 +21,13 @@ from reranker.evaluation.collections import Document
 from reranker.models.backbone import load_backbone
 from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.export import export, measure_ranges
+from reranker.models.pair import PairEncoder
 from reranker.models.restore import restore
 from reranker.training.adapt import prepare_documents, reciprocal_rank
 from reranker.training.config import RECIPES, Recipe, as_toml, read_recipe
 from reranker.training.examples import load
 from reranker.training.pairs import Made, against_titles, make_queries
-from reranker.training.start import with_sinks, with_tokens
+from reranker.training.start import kind_of, with_sinks, with_tokens
 from tests.reranker.conftest import SMALL, WORDS, random_encoder, small_tokenizer, write_model
 
 TEXT = """# Sorting with a heap
@@ -166,7 +167,7 @@ def test_an_exported_network_comes_back(backbone, tmp_path, precision, kind):
     model = shaken(backbone, **KINDS[kind])
     ranges = measure_ranges(model, lists()) if precision == "int8" else None
     export(model, tmp_path, precision, ranges)
-    again = restore(tmp_path, str(backbone))
+    again = restore(tmp_path)
     late = ("token_match", "mean_match")  # there, where a training left them
     assert replace(again.config, **{k: getattr(model.config, k) for k in late}) == model.config
     assert (again.config.token_match is None) == (model.config.token_match is None)
@@ -182,12 +183,15 @@ def test_an_exported_network_comes_back(backbone, tmp_path, precision, kind):
         assert float((wanted - got).abs().max()) < within * spread
 
 
-def test_what_cannot_be_restored_is_named(backbone, tmp_path):
+def test_what_cannot_be_restored_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="titlecast export"):
-        restore(tmp_path, str(backbone))
-    write_model(tmp_path, "title", random_encoder(SMALL))
-    with pytest.raises(ValueError, match="does not fit the backbone"):
-        restore(tmp_path, str(backbone))
+        restore(tmp_path)
+    write_model(tmp_path, "title", PairEncoder(random_encoder(SMALL)))
+    with pytest.raises(ValueError, match="no model of the broadcast architecture"):
+        restore(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', "utf-8")
+    with pytest.raises(FileNotFoundError, match="neither a training's folder nor a model folder"):
+        kind_of(tmp_path)
 
 
 def test_a_recipe_is_written_as_it_was_read(tmp_path):
@@ -213,18 +217,18 @@ def run(*arguments: object) -> str:
 
 @pytest.fixture
 def start(backbone, tmp_path) -> Path:
-    """A small title model's folder as it is shipped: int8, with its backbone named."""
+    """A small title model's folder as it is shipped, with the name of a backbone out of reach."""
     model = shaken(backbone, first_query_layer=1)
     folder = tmp_path / "start"
     export(model, folder, "int8", measure_ranges(model, lists()))
     (folder / "tokenizer.json").write_text(small_tokenizer(), "utf-8")
     limits = {"max_query_tokens": 24, "max_text_tokens": 12}
-    config = {"name": "s", "task": "title", "architecture": "broadcast", "backbone": str(backbone)}
+    config = {"name": "s", "task": "title", "architecture": "broadcast", "backbone": "no/one"}
     (folder / "config.json").write_text(json.dumps(config | limits), "utf-8")
     return folder
 
 
-def test_a_file_of_documents_makes_an_adapted_model(backbone, start, tmp_path, monkeypatch):
+def test_a_file_of_documents_makes_an_adapted_model(start, tmp_path, monkeypatch):
     documents = corpus()
     lines = [
         json.dumps({"_id": d.id, "title": d.title, "text": d.text}) for d in documents.values()
@@ -236,7 +240,6 @@ def test_a_file_of_documents_makes_an_adapted_model(backbone, start, tmp_path, m
     (guard / "queries.jsonl").write_text('{"_id": "q", "text": "merge lists"}\n', "utf-8")
     (guard / "qrels/test.tsv").write_text("q\td3\t1\n", "utf-8")
     text = (RECIPES / "adapt.toml").read_text("utf-8")
-    text = text.replace('task = "title"', f'task = "title"\nbackbone = "{backbone}"')
     for old, new in (("steps = 150", "steps = 4"), ("_layers = 2", "_layers = 1")):
         text = text.replace(old, new)
     (tmp_path / "r.toml").write_text(text, "utf-8")
@@ -258,7 +261,7 @@ def test_a_file_of_documents_makes_an_adapted_model(backbone, start, tmp_path, m
         ),
     )
     assert run(*arguments, "--name", "mine") == said  # resumed: nothing is left to do
-    other = [*arguments[:4], "--start", backbone, *arguments[6:]]
+    other = [*arguments[:4], "--start", tmp_path / "out/model", *arguments[6:]]
     with pytest.raises(CommandError, match="another adaptation"):
         run(*other)
 

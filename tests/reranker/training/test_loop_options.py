@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from reranker.models.backbone import load_backbone
 from reranker.training import losses
 from reranker.training.config import Recipe
 from reranker.training.examples import Example, load
@@ -80,9 +79,8 @@ def test_a_dev_sample_has_as_many_of_every_source():
 def test_mined_negatives_are_those_the_model_ranks_first(data, backbone, tmp_path):
     text = recipe_text("title", backbone) + "mined = 3\nremine_every = 2\nhead = 5\n"
     recipe = prepared(tmp_path, data, text)
-    found = load_backbone(recipe.backbone)
-    loaded = load_data(recipe, tmp_path, found)
-    model = new_model(recipe, found.state, found.config).eval()
+    loaded = load_data(recipe, tmp_path)
+    model = new_model(recipe).eval()
     miner = Miner(recipe, loaded.items, loaded.texts, loaded.queries)
     miner.advance(0, model, find_processes())
     assert 0 < len(miner.hardest) <= 2 * recipe.queries_per_step
@@ -111,8 +109,7 @@ def test_mined_negatives_are_those_the_model_ranks_first(data, backbone, tmp_pat
 def test_mined_negatives_may_be_those_the_teacher_ranks_first(data, backbone, tmp_path):
     text = recipe_text("title", backbone) + 'mined = 3\nmined_by = "teacher"\nhead = 5\n'
     recipe = prepared(tmp_path, data, text)
-    found = load_backbone(recipe.backbone)
-    loaded = load_data(recipe, tmp_path, found)
+    loaded = load_data(recipe, tmp_path)
     with pytest.raises(ValueError, match="carry no teacher's scores"):
         Miner(recipe, loaded.items, loaded.texts, loaded.queries)
     rng = np.random.default_rng(0)
@@ -120,7 +117,7 @@ def test_mined_negatives_may_be_those_the_teacher_ranks_first(data, backbone, tm
         item.taught = rng.normal(size=len(item.texts)).tolist()
         item.taught[len(item.golds)] = None  # this candidate was not scored
     miner = Miner(recipe, loaded.items, loaded.texts, loaded.queries)
-    miner.advance(0, new_model(recipe, found.state, found.config), find_processes())
+    miner.advance(0, new_model(recipe), find_processes())
     assert not miner.hardest  # the model has ranked nothing
     assert miner.of(0) == []
     for place, item in enumerate(loaded.items[1:], start=1):
@@ -153,10 +150,9 @@ def test_what_is_kept_are_the_bi_encoder_s_scores(data, backbone, tmp_path):
     recipe = prepared(tmp_path, data, text)
     _, items = load(tmp_path / "keep")
     assert items
-    found = load_backbone(recipe.backbone)
-    keeper = Keeper(recipe, tmp_path, found, torch.device("cpu"))
+    keeper = Keeper(recipe, tmp_path, torch.device("cpu"))
     batch, scores = keeper.draw(3, find_processes())
-    model = new_model(recipe, found.state, found.config).eval()
+    model = new_model(recipe).eval()
     with torch.no_grad():
         model.query_bias.fill_(-1e4)  # texts that do not see the query: a bi-encoder
         read = model.encode_query(batch.query_ids, batch.query_mask)
@@ -176,9 +172,8 @@ def test_keeping_pulls_towards_the_start(data, backbone, tmp_path):
         folder = tmp_path / str(weight)
         recipe = prepared(folder, data, text)
         train(recipe, folder)
-        found = load_backbone(recipe.backbone)
-        keeper = Keeper(recipe, folder, found, torch.device("cpu"))
-        model = new_model(recipe, found.state, found.config).eval()
+        keeper = Keeper(recipe, folder, torch.device("cpu"))
+        model = new_model(recipe).eval()
         model.load_state_dict(weights(folder))
         total = 0.0
         with torch.no_grad():
@@ -206,8 +201,7 @@ def test_a_student_starts_as_its_teacher_s_layers(data, backbone, teacher, tmp_p
     text = recipe_text("title", backbone).replace("[data]", "[model]\nlayers = 1\n[data]")
     text += f'[taught_by]\nfolder = "{teacher}"\nlayers = [1]\n'
     recipe = prepared(tmp_path, data, text)
-    found = load_backbone(recipe.backbone)
-    student = new_model(recipe, found.state, found.config).state_dict()
+    student = new_model(recipe).state_dict()
     _, model = load_trained(teacher)
     theirs = model.state_dict()
     assert torch.equal(student["layers.0.up.weight"], theirs["layers.1.up.weight"])
@@ -228,7 +222,7 @@ def test_a_student_comes_to_score_like_its_teacher(data, backbone, teacher, tmp_
         text += f'[taught_by]\nfolder = "{teacher}"\nweight = {weight}\n'
         recipe = prepared(folder, data, text)
         train(recipe, folder)
-        loaded = load_data(recipe, folder, load_backbone(recipe.backbone))
+        loaded = load_data(recipe, folder)
         _, master = load_trained(teacher)
         _, student = load_trained(folder)
         total = 0.0

@@ -11,7 +11,6 @@ import torch
 from pydantic import ValidationError
 
 from reranker.evaluation.baselines import BiEncoder, load_bi_encoder, normalise
-from reranker.models.backbone import load_backbone
 from reranker.training import losses
 from reranker.training.config import Recipe, TeacherConfig, read_recipe
 from reranker.training.examples import Example, load
@@ -104,7 +103,7 @@ def test_a_student_comes_to_score_like_a_bi_encoder(task, data, backbone, tmp_pa
     for weight in (0.0, 20.0):
         recipe = prepared(tmp_path / str(weight), data, recipe_of(weight))
         train(recipe, tmp_path / str(weight))
-        loaded = load_data(recipe, tmp_path / str(weight), load_backbone(recipe.backbone))
+        loaded = load_data(recipe, tmp_path / str(weight))
         device = torch.device("cpu")
         teacher = find_teacher(recipe, loaded.pool, loaded.dev, device)
         _, student = load_trained(tmp_path / str(weight))
@@ -142,7 +141,7 @@ def test_an_exported_model_teaches_as_the_network_it_was_made_of(data, backbone,
     recipe = prepared(tmp_path / "run", data, text)
     train(recipe, tmp_path / "run", stop_at=4)
     export_trained(tmp_path / "run", tmp_path / "model", "taught", "fp32")
-    loaded = load_data(recipe, tmp_path / "run", load_backbone(recipe.backbone))
+    loaded = load_data(recipe, tmp_path / "run")
     item = loaded.items[0]
     lists = lists_of([*item.golds, *item.candidates])
     batch = make_batch([loaded.queries[0]], lists, [set(item.golds)], loaded.texts, chunks=2)
@@ -192,7 +191,7 @@ def test_the_dual_encoder_is_taught_where_it_takes_part(data, backbone, tmp_path
     changes = {"in_batch": "0.5"}
     text = f"{recipe_text('passage', backbone, **changes)}\n[taught_by]\nweight = 3.0\n"
     recipe = prepared(tmp_path, data, text)
-    loaded = load_data(recipe, tmp_path, load_backbone(recipe.backbone))
+    loaded = load_data(recipe, tmp_path)
     _, model = load_trained(tmp_path, blend=0.0)
     item = loaded.items[0]
     batch = make_batch(
