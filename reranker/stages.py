@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent / "weights"
+
+_Stage = TypeVar("_Stage", bound="_Reranker")
 
 
 def find_model(task: str, path: str | Path | None = None) -> Path:
@@ -60,6 +62,23 @@ class _Reranker:
         self._tokenizer = Tokenizer(folder / "tokenizer.json")
         self.name = str(self.config["name"])
 
+    @classmethod
+    def load(
+        cls: type[_Stage],
+        path: str | Path | None = None,
+        threads: int | None = None,
+        cache_mb: float = 0.0,
+    ) -> _Stage:
+        """Load a model folder; None is the shipped model, `threads` None all usable cores.
+
+        A name such as "small" is a shipped model of that name, where there is no such folder.
+        `cache_mb` megabytes at most are kept of what the model's lower layers, which do not see
+        the query, make of texts; scores are the same with and without.
+
+        Raises FileNotFoundError or ValueError where the folder holds no model of this stage.
+        """
+        return cls(find_model(cls.task, path), threads, cache_mb)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """What makes the model's tokens of a text."""
@@ -88,23 +107,6 @@ class TitleReranker(_Reranker):
 
     task = "title"
 
-    @classmethod
-    def load(
-        cls,
-        path: str | Path | None = None,
-        threads: int | None = None,
-        cache_mb: float = 0.0,
-    ) -> TitleReranker:
-        """Load a model folder; None is the shipped model, `threads` None all usable cores.
-
-        A name such as "small" is a shipped model of that name, where there is no such folder.
-        `cache_mb` megabytes at most are kept of what the model's lower layers, which do not see
-        the query, make of titles; scores are the same with and without.
-
-        Raises FileNotFoundError or ValueError where the folder holds no title model.
-        """
-        return cls(find_model(cls.task, path), threads, cache_mb)
-
     def score(self, query: str, titles: Sequence[str]) -> NDArray[np.float32]:
         """Logits (n,) of n titles; higher is better, and only their order has a meaning.
 
@@ -129,23 +131,6 @@ class PassageReranker(_Reranker):
     """The passage stage: a cross-attention model over title and passage."""
 
     task = "passage"
-
-    @classmethod
-    def load(
-        cls,
-        path: str | Path | None = None,
-        threads: int | None = None,
-        cache_mb: float = 0.0,
-    ) -> PassageReranker:
-        """Load a model folder; None is the shipped model, `threads` None all usable cores.
-
-        A name such as "small" is a shipped model of that name, where there is no such folder.
-        `cache_mb` megabytes at most are kept of what the model's lower layers, which do not see
-        the query, make of passages; scores are the same with and without.
-
-        Raises FileNotFoundError or ValueError where the folder holds no passage model.
-        """
-        return cls(find_model(cls.task, path), threads, cache_mb)
 
     def score(
         self, query: str, titles: Sequence[str], passages: Sequence[str]
