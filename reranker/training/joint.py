@@ -16,7 +16,6 @@ import torch
 
 from reranker.evaluation.measures import bootstrap_interval
 from reranker.models.broadcast import BroadcastEncoder
-from reranker.training.config import AugmentConfig
 from reranker.training.experiments import Arm, Interval, paired_interval
 from reranker.training.lists import make_batch
 from reranker.training.loop import reciprocal_rank
@@ -45,14 +44,14 @@ MEASURES = {
     "dual_fused": "dual + BM25",
 }
 
-# Small enough for a CPU: 16 labelled and 12 made queries over 160 passages, twice in a training.
-_SMALL = AugmentConfig(
-    every=12, first=0, share=0.5, labelled=16, made=12, pool=160, depth=8, denoised=0.5
-)
 
+def joint_arms(recipe: Recipe, seeds: int = 1) -> list[Arm]:
+    """The arms, each with everything of the recipe but what is compared.
 
-def joint_arms(recipe: Recipe, seeds: int = 1, augment: AugmentConfig = _SMALL) -> list[Arm]:
-    """The arms, each with everything of the recipe but what is compared."""
+    Raises ValueError for a recipe without [augment], which one of them is about.
+    """
+    if recipe.augment is None:
+        raise ValueError("one arm trains on mined lists: give the recipe an [augment]")
     plain = {"distillation": 0.0, "in_batch": 0.0, "augment": None, "architecture": "broadcast"}
     weight = recipe.distillation or 1.0
     still = dict.fromkeys(("learning_rate", "head_learning_rate", "bias_learning_rate"), 1e-12)
@@ -61,7 +60,7 @@ def joint_arms(recipe: Recipe, seeds: int = 1, augment: AugmentConfig = _SMALL) 
         ALONE: {},
         STATIC: {"distillation": weight, "teacher": "static"},
         DYNAMIC: {"distillation": weight, "teacher": "dynamic"},
-        AUGMENTED: {"distillation": weight, "teacher": "dynamic", "augment": augment},
+        AUGMENTED: {"distillation": weight, "teacher": "dynamic", "augment": recipe.augment},
         # From pretrained weights that no query's bias belongs to; its head starts at random.
         PAIR: {"architecture": "pair"},
     }
@@ -82,7 +81,7 @@ def measure_both(recipe: Recipe, folder: Path, data: Data, dev: Sequence[int]) -
 
 @torch.no_grad()
 def ranks_of(
-    model: torch.nn.Module, first_stage: float, data: Data, dev: Sequence[int], depth: int = 15
+    model: torch.nn.Module, first_stage: float, data: Data, dev: Sequence[int], depth: int = 20
 ) -> dict[str, Any]:
     """1 / rank of the first gold text among the window's head, by both models.
 

@@ -18,7 +18,15 @@ from reranker.training.augment import Mined
 from reranker.training.config import RECIPES, Recipe, read_recipe
 from reranker.training.experiments import Arm, Interval
 from reranker.training.finish import export_trained
-from reranker.training.joint import ALONE, PAIR, START, joint_arms, joint_table, summarise
+from reranker.training.joint import (
+    ALONE,
+    AUGMENTED,
+    PAIR,
+    START,
+    joint_arms,
+    joint_table,
+    summarise,
+)
 from reranker.training.lists import make_batch
 from reranker.training.loop import batch_loss, passes, train
 from reranker.training.prepare import prepare
@@ -238,8 +246,12 @@ def test_a_joint_training_without_distillation_is_refused(backbone, tmp_path):
 
 
 def test_the_arms_differ_in_what_is_compared_alone():
-    recipe = small(in_batch=0.5)
+    recipe = small(in_batch=0.5, augment={"every": 7})
     arms = {arm.name: arm for arm in joint_arms(recipe, seeds=2) if arm.seed == 1}
+    mined = [name for name, arm in arms.items() if arm.recipe.augment == recipe.augment]
+    assert mined == [AUGMENTED]
+    with pytest.raises(ValueError, match="give the recipe an"):
+        joint_arms(small())
     assert len(arms) == 6
     assert len({arm.folder for arm in arms.values()}) == 6
     plain = arms[ALONE].recipe.model_dump()
