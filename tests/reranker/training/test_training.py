@@ -24,7 +24,7 @@ from reranker.training.finish import (
     without_small,
 )
 from reranker.training.loop import reciprocal_rank, schedule, train
-from reranker.training.start import load_trained
+from reranker.training.start import load_trained, tokenizer_of
 from tests.reranker.training.conftest import prepared, recipe_text, records
 
 
@@ -159,6 +159,18 @@ def test_what_the_start_was_trained_on_stays_known(data, backbone, tmp_path):
     export_trained(tmp_path / "second", tmp_path / "m2", "second")
     own = np.load(tmp_path / "second" / "trained-on.npy")
     assert trained_on(tmp_path / "m2") == {*early.tolist(), *own.tolist()}
+
+
+def test_what_is_trained_further_reads_its_start_s_tokens(data, backbone, tmp_path):
+    recipe = prepared(tmp_path / "first", data, recipe_text("title", backbone))
+    train(recipe, tmp_path / "first", stop_at=4)
+    export_trained(tmp_path / "first", tmp_path / "model", "first")
+    own = (backbone / "tokenizer.json").read_text("utf-8")
+    vocabulary = json.loads(own)["model"]["vocab"]
+    for start in (None, "first", "model"):
+        changes = {"start": start and str(tmp_path / start), "backbone": "no/one"}
+        used = tokenizer_of(recipe.model_copy(update=changes if start else {}))
+        assert json.loads(used)["model"]["vocab"] == vocabulary
 
 
 def test_a_fusion_finds_the_feature_that_tells(data):
