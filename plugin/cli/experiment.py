@@ -26,6 +26,7 @@ Prepared = Annotated[
 Config = Annotated[Path | None, typer.Option(help="The recipe. Without: the experiment's own.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
 Every = Annotated[int, typer.Option(min=1, help="Use one training example in so many.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads. Without: all cores.")]
 
 Choosing = Annotated[
     bool, typer.Option("--choosing", help="Measure on other dev queries, to choose settings by.")
@@ -59,12 +60,13 @@ def sigmoid_trick(
     only: Annotated[
         str | None, typer.Option(help="Train this loss's arms alone: softmax or sigmoid-trick.")
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Compare softmax cross-entropy with the Sigmoid Trick, on clean and on noisy labels."""
     needs_torch()
     from reranker.training.experiments import Arm, run_arms
 
-    recipe, folder = start(config, "sigmoid-trick", data, prepared, out)
+    recipe, folder = start(config, "sigmoid-trick", data, prepared, out, threads)
     losses: dict[str, dict[str, Any]] = {
         "softmax": {"loss": "softmax"},
         "sigmoid-trick": {"loss": "sigmoid-trick", "temperature": temperature, "margin": margin},
@@ -88,12 +90,13 @@ def pairwise(
     seeds: Seeds = 1,
     every: Every = 1,
     titles: Annotated[int, typer.Option(min=1, help="Titles that are scored and timed.")] = 100,
+    threads: Threads = None,
 ) -> None:
     """Compare ETR with an ordinary pairwise cross-encoder on titles, in quality and time."""
     needs_torch()
     from reranker.training import experiments, pairwise
 
-    recipe, folder = start(config, "pairwise", data, prepared, out)
+    recipe, folder = start(config, "pairwise", data, prepared, out, threads)
     arms = pairwise.pairwise_arms(recipe, range(seeds))
     experiments.run_arms(arms, folder, out, every, measuring=pairwise.measure_and_export(folder))
     show(out, pairwise.PAIR, pairwise.BROADCAST)
@@ -114,18 +117,14 @@ def joint(
     config: Config = None,
     seeds: Seeds = 1,
     every: Every = 1,
-    threads: Annotated[int | None, typer.Option(help="Threads. Without: all cores.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Compare the passage reranker alone with its joint trainings, and with the pairwise form."""
     needs_torch()
-    import torch
-
     from reranker.training import experiments
     from reranker.training import joint as ablation
 
-    if threads:
-        torch.set_num_threads(threads)
-    recipe, folder = start(config, "joint", data, prepared, out)
+    recipe, folder = start(config, "joint", data, prepared, out, threads)
     arms = ablation.joint_arms(recipe, seeds)
     experiments.run_arms(arms, folder, out, every, measuring=ablation.measure_both)
     rows = ablation.summarise(experiments.read_results(out))
@@ -133,13 +132,22 @@ def joint(
 
 
 def start(
-    config: Path | None, name: str, data: Path | None, prepared: Path | None, out: Path
+    config: Path | None,
+    name: str,
+    data: Path | None,
+    prepared: Path | None,
+    out: Path,
+    threads: int | None,
 ) -> tuple[Recipe, Path]:
     """The experiment's recipe, and the folder of its examples, which are made if need be."""
+    import torch
+
     from reranker.training import config as configs
     from reranker.training.prepare import prepare_once
 
     logging.getLogger("reranker").setLevel(logging.INFO)
+    if threads:
+        torch.set_num_threads(threads)
     recipe = configs.read_recipe(config or configs.RECIPES / "experiments" / f"{name}.toml")
     if prepared is not None:
         return recipe, prepared

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -139,15 +140,26 @@ def test_choosing_looks_at_other_queries(small, tmp_path):
     assert len(one["first"]) == len(two["first"]) == 8
 
 
+@pytest.fixture
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads_as_before")
 def test_pairwise_and_broadcast_are_measured_and_timed(data, backbone, tmp_path):
+    torch.set_num_threads(2)
     text = recipe_text("title", backbone).replace("steps = 12", "steps = 2")
     prepared(tmp_path / "prepared", data, text)
     said = run(
         command,
         *["experiment", "pairwise", "--prepared", tmp_path / "prepared", "--titles", 10],
         *["--config", tmp_path / "prepared/recipe.toml", "--out", tmp_path / "out"],
+        *["--threads", 1],
     )
     assert "times less" in said
+    assert torch.get_num_threads() == 1
     times = json.loads((tmp_path / "out/times.json").read_text())
     assert set(times["milliseconds"]) == {"broadcast", "pairwise"}
     for name, kind in (("broadcast", "broadcast"), ("pairwise", "pair")):
