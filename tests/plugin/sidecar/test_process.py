@@ -183,9 +183,16 @@ def test_sigterm_loses_no_search(workers: int) -> None:
         with connected(sidecar.client.base_url) as late:
             assert late.get("/readyz").status_code == 503
         callers = [threading.Thread(target=ask) for _ in range(8)]
+        before = len(statuses)
         for caller in callers:
             caller.start()
-        sidecar.wait("titlecast_waiting_requests", 3)
+
+        def all_asked() -> bool:
+            """Whether no caller is on its way still: it would be refused, and rightly."""
+            waiting = sidecar.number("titlecast_waiting_requests")
+            return waiting + len(statuses) - before >= 8 - workers
+
+        wait_until(all_asked, PATIENCE)
         sidecar.popen.send_signal(signal.SIGTERM)  # without the rest of that time
         for caller in callers:  # what is under way is finished
             caller.join()
