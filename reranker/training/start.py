@@ -104,7 +104,7 @@ def load_any(folder: Path, blend: float = 1.0) -> Model:
 
     Raises FileNotFoundError for a folder of neither kind.
     """
-    kind_of(folder)
+    kind_of(folder)  # for its error
     if (folder / "recipe.toml").is_file():
         return load_trained(folder, blend)[1]
     return restore(folder)

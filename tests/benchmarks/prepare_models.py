@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from reranker.models.backbone import Backbone, load_backbone
+from reranker.models.backbone import Backbone, load_backbone, load_tokenizer
 from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.export import Precision, export, measure_ranges
 from reranker.models.pair import PairEncoder
@@ -35,13 +35,13 @@ def main() -> None:
         plain(out)
     backbone = load_backbone()
     if "pair-int8" in needed:
-        write(out / "pair-int8", "passage", PairEncoder(start(backbone)), "int8", backbone, work)
+        write(out / "pair-int8", "passage", PairEncoder(start(backbone)), "int8", work)
     if "etr-fp32" in needed:
         ours = start(backbone, first_query_layer=below)
-        write(out / "etr-fp32", "title", ours, "fp32", backbone, work)
+        write(out / "etr-fp32", "title", ours, "fp32", work)
     if "etr-small" in needed:
         small = start(backbone, layers=3, first_query_layer=min(below, 1))
-        write(out / "etr-small", "title", small, "int8", backbone, work)
+        write(out / "etr-small", "title", small, "int8", work)
 
 
 def start(backbone: Backbone, **changes: Any) -> BroadcastEncoder:
@@ -55,12 +55,12 @@ def write(
     task: str,
     model: BroadcastEncoder | PairEncoder,
     precision: Precision,
-    backbone: Backbone,
     work: Work,
 ) -> None:
     """A model folder that serving loads; int8's ranges are those of some of the hits."""
     kind = "passages" if task == "passage" else "titles"
-    tokenizer = Tokenizer.from_str(backbone.tokenizer_json)
+    own = load_tokenizer()
+    tokenizer = Tokenizer.from_str(own)
     tokenizer.no_padding()
     tokenizer.enable_truncation(256)
     query = torch.tensor([tokenizer.encode(work.query).ids])
@@ -69,7 +69,7 @@ def write(
         ids = torch.tensor([tokenizer.encode(text).ids])
         lists.append((query, ids, torch.ones_like(ids, dtype=torch.bool)))
     export(model.eval(), folder, precision, measure_ranges(model, lists))
-    (folder / "tokenizer.json").write_text(backbone.tokenizer_json, "utf-8")
+    (folder / "tokenizer.json").write_text(own, "utf-8")
     config = {
         "name": folder.name,
         "task": task,
