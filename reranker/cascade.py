@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reranker.fusion import Fusion, neutral, squash, standardise
+from reranker.mentions import Names
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
 from reranker.stages import SHIPPED, PassageReranker, TitleReranker
 from reranker.stopping import EVERY, FILE, Stopping
@@ -168,34 +169,12 @@ class Cascade:
             report._replace(scored=int(titled.sum()), milliseconds=_ms_since(started)),
         ]
 
-        passage_logits = np.full(len(hits), np.nan)
+        reading = Reading(query, hits, logits, first, fused, self.fusion, self._most_characters)
         if passage_depth > 0:
-            order = np.argsort(-fused, kind="stable")
-            readable = [
-                i for i in order.tolist() if hits[i].title.strip() or hits[i].passage.strip()
-            ]
             left = None if deadline_ms is None else deadline_ms - _ms_since(started)
-            chosen = readable[:passage_depth]
-
-            def settled(done: int) -> bool:
-                if self.stopping is None or not 0 < done < len(chosen):
-                    return False
-                read, unread = chosen[:done], chosen[done:]
-                final = self.fusion.passages(passage_logits[read], logits[read], first[read])
-                return self.stopping.settled(final, fused[read], fused[unread])
-
-            stages.append(
-                self._passages(query, hits, chosen, passage_logits, settled, left, cancelled)
-            )
+            stages.append(self._passages(query, reading, passage_depth, left, cancelled))
         return RerankResult(
-            _ranked(
-                hits,
-                titled,
-                title_logits,
-                fused,
-                passage_logits,
-                self.fusion.passages(passage_logits, logits, first),
-            ),
+            _ranked(hits, titled, title_logits, fused, reading),
             stages,
             complete=not any(stage.unscored for stage in stages),
         )
@@ -220,51 +199,51 @@ class Cascade:
     def _passages(
         self,
         query: str,
-        hits: Sequence[Hit],
-        chosen: Sequence[int],
-        logits: NDArray[np.float64],
-        settled: Callable[[int], bool],
+        reading: Reading,
+        depth: int,
         left_ms: float | None,
         cancelled: Callable[[], bool],
     ) -> StageReport:
-        """Fill `logits` (n,) for the chosen hits, best first, until the rest of them is settled.
+        """Read at most `depth` passages, the most promising next, until the rest is settled.
 
-        `settled` is asked after every `EVERY` of them, however a deadline cuts chunks.
+        Whether it is, is asked after every `EVERY` of them, however a deadline cuts chunks.
         """
         started = time.monotonic()
-        truncated = done = tokens = unscored = 0
+        truncated = tokens = unscored = 0
         skipped = ""
         state = None
-        sizes = [self._tokens_of(hits[i]) for i in chosen]
-        while done < len(chosen):
+        hits = reading.hits
+        whole = min(depth, len(reading.unread))
+        while (done := len(reading.read)) < whole:
             _go_on(cancelled)
             count = EVERY - done % EVERY
-            if count == EVERY and settled(done):
-                skipped = f"settled: {len(chosen) - done} passages left unscored"
+            if count == EVERY and self.stopping and reading.settled(self.stopping, whole - done):
+                skipped = f"settled: {whole - done} passages left unscored"
                 break
+            part = reading.unread[: min(count, whole - done)]
+            sizes = [self._tokens_of(hits[i]) for i in part]
             if left_ms is not None:
-                count = self._fitting(sizes[done : done + count], left_ms - _ms_since(started))
+                count = self._fitting(sizes, left_ms - _ms_since(started))
                 if count == 0:
                     if done == 0:
                         self._cost.doubt()
-                    unscored = len(chosen) - done
+                    unscored = whole - done
                     skipped = f"deadline: {unscored} passages left unscored"
                     break
-            part = chosen[done : done + count]
+                part, sizes = part[:count], sizes[:count]
             before = time.monotonic()
             if state is None:
                 state = self.passage.read(query)
             scores = self.passage.score_read(
                 state, [hits[i].title for i in part], [hits[i].passage for i in part]
             )
-            self._cost.observe(sum(sizes[done : done + count]), _ms_since(before))
-            logits[list(part)] = scores.logits
+            self._cost.observe(sum(sizes), _ms_since(before))
+            reading.learn(scores.logits)
             truncated += scores.truncated
             tokens += scores.tokens
-            done += len(part)
         return StageReport(
             "passage",
-            done,
+            len(reading.read),
             _ms_since(started),
             truncated,
             skipped,
@@ -292,9 +271,77 @@ class Cascade:
         """
         config = self.passage.config
         most = config["max_passage_tokens"] * config["max_windows"]
-        # No more of a huge text is looked at than could fill the windows.
-        size = sum(len(text[: 8 * most].encode("utf-8", "replace")) for text in hit[1:3])
+        texts = (text[: self._most_characters] for text in hit[1:3])
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
         return min(float(most), 2 + size / 4)
+
+    @property
+    def _most_characters(self) -> int:
+        """No more of a huge text is looked at than could fill the passage model's windows."""
+        config = self.passage.config
+        return 8 * int(config["max_passage_tokens"]) * int(config["max_windows"])
+
+
+class Reading:
+    """What the passage stage knows of one window: who was read, who is named, who comes next.
+
+    Where passages that were read name an unread hit, it comes earlier.
+    """
+
+    def __init__(
+        self,
+        query: str,
+        hits: Sequence[Hit],
+        titles: NDArray[np.float64],
+        first: NDArray[np.float64],
+        promise: NDArray[np.float64],
+        fusion: Fusion,
+        most_characters: int,
+    ) -> None:
+        """`titles` (n,) are title logits, `promise` (n,) the title stage's fused scores."""
+        self.hits = hits
+        self.promise = promise
+        self.gain = np.zeros(len(hits))  # from being named by what was read
+        self.logits = np.full(len(hits), np.nan)  # the passage model's
+        self.read: list[int] = []
+        order = np.argsort(-promise, kind="stable").tolist()
+        # The most promising first.
+        self.unread = [i for i in order if hits[i].title.strip() or hits[i].passage.strip()]
+        self._titles, self._first, self._fusion = titles, first, fusion
+        self._most_characters = most_characters
+        self._names = Names(query, [hit.title for hit in hits]) if fusion.mention else None
+        self._named: list[NDArray[np.float64]] = []  # by passage that was read, (n,)
+
+    def learn(self, logits: NDArray[np.float32]) -> None:
+        """Take the passage logits (m,) of the first m unread hits."""
+        part, self.unread = self.unread[: len(logits)], self.unread[len(logits) :]
+        self.read += part
+        self.logits[part] = logits
+        if self._names is None:
+            return
+        for i in part:
+            passage = self.hits[i].passage[: self._most_characters]
+            self._named.append(self._names.named_by(i, passage))
+        self.gain = self._fusion.mentions(self.scores[self.read], np.array(self._named))
+        # Only there, so that a deadline's smaller chunks change no order.
+        if len(self.read) % EVERY == 0:
+            self.unread.sort(key=(-self.promise - self.gain).__getitem__)
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """The passage stage's fused scores (n,), without `gain`; NaN of the unread."""
+        return self._fusion.passages(self.logits, self._titles, self._first)
+
+    def settled(self, rule: Stopping, left: int) -> bool:
+        """Whether reading the `left` most promising unread hits would change too little."""
+        if not self.read:
+            return False
+        unread = self.unread[:left]
+        return rule.settled(
+            self.scores[self.read],
+            self.promise[self.read],
+            self.promise[unread] + self.gain[unread],
+        )
 
 
 def _ranked(
@@ -302,12 +349,12 @@ def _ranked(
     titled: NDArray[np.bool_],
     title_logits: NDArray[np.float32],
     title_fused: NDArray[np.float64],
-    passage_logits: NDArray[np.float64],
-    passage_fused: NDArray[np.float64],
+    reading: Reading,
 ) -> list[RankedHit]:
     """One order: hits whose passage was read by the passage stage, then the others by titles."""
+    passage_logits = reading.logits
     read = np.isfinite(passage_logits)
-    final = np.where(read, passage_fused, title_fused)
+    final = np.where(read, reading.scores, title_fused) + reading.gain
     tier = np.where(read, 2.0, 1.0)  # no other hit passes one whose passage was read
     scores = tier + squash(final)
     order = np.lexsort((np.arange(len(hits)), -final, -tier))

@@ -29,12 +29,14 @@ class Fusion(NamedTuple):
     passage_first_stage: float  # of the standardised first-stage score beside both
     title_only: float  # of the title's logit, where no hit has a passage
     title_only_first_stage: float  # of the standardised first-stage score beside it
+    mention: float = 0.0  # of how likely it is that a relevant passage names the hit
 
     @classmethod
     def read(cls, path: Path) -> Fusion:
         """Read `fusion.json`. Raises FileNotFoundError or ValueError where it is not right.
 
-        One without weights for hits without a passage uses the title stage's for these, too.
+        One without weights for hits without a passage uses the title stage's for these, too; one
+        without a weight for mentions counts none.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
@@ -66,6 +68,18 @@ class Fusion(NamedTuple):
             + self.passage_title * logits
             + self.passage_first_stage * first
         )
+
+    def mentions(
+        self, scores: NDArray[np.float64], named: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """What (n,) the hits gain from being named by passages that were read.
+
+        `scores` (m,) are those passages' fused scores, whose softmax says how likely each is what
+        was searched for; `named` (m, n) says which hits each of them names.
+        """
+        likely = np.exp(scores - scores.max())
+        gain: NDArray[np.float64] = self.mention * (likely / likely.sum()) @ named
+        return gain
 
     def write(self, path: Path) -> None:
         """Write `fusion.json`."""

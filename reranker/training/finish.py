@@ -16,6 +16,7 @@ from reranker.evaluation.collections import read_collection
 from reranker.evaluation.contamination import FILE
 from reranker.evaluation.split import side
 from reranker.fusion import Fusion, neutral, standardise
+from reranker.mentions import Names
 from reranker.models.export import Precision, export, has_dual, measure_ranges
 from reranker.runtime import load_model
 from reranker.training.examples import load
@@ -145,11 +146,14 @@ class Window:
         passage: NDArray[np.float64],
         first: NDArray[np.float64],
         gold: NDArray[np.bool_],
+        named: NDArray[np.float64] | None = None,
     ) -> None:
         self.title = title  # (n,)
         self.passage = passage  # (n,), NaN where it was not scored
         self.first = first  # (n,), standardised
         self.gold = gold  # (n,)
+        # (n, n): which hits each hit's passage names, see `Names.named_by`; None: none names any.
+        self.named = np.zeros((len(gold), len(gold))) if named is None else named
 
 
 def score_windows(
@@ -189,12 +193,15 @@ def score_windows(
             logits = neutral(title.score(query.text, titles), np.array([bool(t) for t in titles]))
             first = standardise(np.array([score for _, score in window], dtype=np.float64))
             read = np.full(len(window), np.nan)
+            named = None
             if not pages:
                 best = np.argsort(-(standardise(logits) + first), kind="stable")[:depth]
                 read[best] = passage.score(
                     query.text, [titles[i] for i in best], [documents[i].text for i in best]
                 )
-            found.setdefault(collection.name, []).append(Window(logits, read, first, gold))
+                names = Names(query.text, titles)
+                named = np.stack([names.named_by(i, d.text) for i, d in enumerate(documents)])
+            found.setdefault(collection.name, []).append(Window(logits, read, first, gold, named))
         log.info("%s: %d windows", collection.name, len(found.get(collection.name, [])))
     return without_small(found)
 
@@ -231,7 +238,23 @@ def fit_fusion(windows: dict[str, list[Window]]) -> Fusion:
 
     titles, passages = fit(texts, by_title), fit(texts, read)
     alone = fit(pages, by_title) if pages else titles
-    return Fusion(*(round(float(value), 4) for value in (*titles, *passages, *alone)))
+    fusion = Fusion(*(round(float(value), 4) for value in (*titles, *passages, *alone)))
+    return fusion._replace(mention=round(_fit_mention(texts, fusion), 4))
+
+
+def _fit_mention(windows: dict[str, list[Window]], fusion: Fusion) -> float:
+    """The weight of being named, beside the scores that the other weights make."""
+
+    def gain(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        seen = np.isfinite(window.passage)
+        scores = fusion.passages(window.passage, window.title, window.first)[seen]
+        gains = fusion._replace(mention=1.0).mentions(scores, window.named[np.ix_(seen, seen)])
+        return np.stack([scores, gains], 1), window.gold[seen]
+
+    if not any(window.named.any() for items in windows.values() for window in items):
+        return 0.0
+    own, mention = fit(windows, gain)
+    return float(mention / own)
 
 
 def fit(windows: dict[str, list[Window]], features: Any) -> NDArray[np.float64]:

@@ -78,6 +78,76 @@ def test_the_order_is_the_one_of_the_slow_twin(cascade):
     assert [by_index[i].first_stage_rank for i in range(12)] == list(range(1, 13))
 
 
+def naming(cascade: Cascade, weight: float, stopping: Stopping | None = None) -> Cascade:
+    """The same cascade, in which being named counts so much."""
+    return Cascade(
+        cascade.title, cascade.passage, cascade.fusion._replace(mention=weight), stopping
+    )
+
+
+def chain_of_hits(count: int) -> list[Hit]:
+    """Hits with names, every passage naming some other hit."""
+    rng = np.random.default_rng(3)
+    hits = [hit._replace(title=f"{hit.title} No{at}") for at, hit in enumerate(some_hits(count))]
+    others = rng.integers(count, size=count).tolist()
+    return [
+        hit._replace(passage=f"{hit.passage} {hits[other].title}")
+        for hit, other in zip(hits, others, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("rule", [None, Stopping(1.0, 0.5, 0.1)])
+@pytest.mark.parametrize("weight", [0.5, 4.0])
+def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, rule):
+    hits = chain_of_hits(30)
+    names = [hit.title for hit in hits]
+    first = standardise(np.array([hit.score for hit in hits]))
+    title = cascade.title.score(QUERY, names)
+    passage = cascade.passage.score(QUERY, names, [hit.passage for hit in hits])
+    f = cascade.fusion
+    promise = f.title * title + f.title_first_stage * first
+    final = f.passage * passage + f.passage_title * title + f.passage_first_stage * first
+    read: list[int] = []
+    gain = np.zeros(30)
+    while len(read) < 12:
+        unread = sorted(set(range(30)) - set(read), key=lambda i: -(promise[i] + gain[i]))
+        if read and rule:
+            height = (final[read] - promise[read]).mean()
+            rest = unread[: 12 - len(read)]
+            left = np.exp(height + promise[rest] + gain[rest] + 0.125).sum()
+            if left / (left + np.exp(final[read]).sum()) < rule.share:
+                break
+        read += unread[:4]
+        likely = np.exp(final[read]) / np.exp(final[read]).sum()
+        for i in range(30):
+            named = [names[i] in hits[j].passage and i != j for j in read]
+            gain[i] = weight * sum(p for p, yes in zip(likely, named, strict=True) if yes)
+    rest = [i for i in range(30) if i not in read]
+    expected = sorted(read, key=lambda i: -(final[i] + gain[i]))
+    expected += sorted(rest, key=lambda i: -(promise[i] + gain[i]))
+    result = naming(cascade, weight, rule).rerank(QUERY, hits, passage_depth=12)
+    assert result.stages[1].scored == len(read)
+    assert [hit.index for hit in result.hits] == expected
+    usual = Cascade(cascade.title, cascade.passage, f, rule).rerank(QUERY, hits, passage_depth=12)
+    assert [hit.index for hit in usual.hits] != expected  # else this would show nothing
+
+
+def test_an_unread_page_that_the_best_passage_names_is_read(cascade):
+    hits = some_hits(30)
+    last = cascade.rerank(QUERY, hits, passage_depth=0).hits[-1].index
+    best = cascade.rerank(QUERY, hits, passage_depth=4).hits[0].index
+    hits[last] = hits[last]._replace(title=f"{hits[last].title} Kahn")
+    hits[best] = hits[best]._replace(passage=f"{hits[best].passage} ({hits[last].title})")
+
+    def reads_last(weight: float) -> bool:
+        result = naming(cascade, weight).rerank(QUERY, hits, passage_depth=8)
+        assert result.stages[1].scored == 8
+        return next(hit for hit in result.hits if hit.index == last).passage_score is not None
+
+    assert reads_last(50.0)
+    assert not reads_last(0.0)
+
+
 def test_hits_without_any_passage_are_fused_by_weights_of_their_own(cascade):
     texts = some_hits(12)
     hits = [hit._replace(passage=" ") for hit in texts]

@@ -62,15 +62,16 @@ def test_squashing_does_not_saturate():
 
 
 def test_written_and_read_again(tmp_path):
-    fusion = Fusion(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    fusion = Fusion(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     fusion.write(tmp_path / "fusion.json")
     assert Fusion.read(tmp_path / "fusion.json") == fusion
 
 
-def test_a_file_without_weights_for_titles_alone_uses_the_title_stage_s(tmp_path):
+def test_a_file_from_before_some_weights_is_read_as_it_was_meant(tmp_path):
     older = {k: v for k, v in Fusion(1, 2, 3, 4, 5, 6, 7)._asdict().items() if "only" not in k}
+    del older["mention"]
     (tmp_path / "fusion.json").write_text(json.dumps(older))
-    assert Fusion.read(tmp_path / "fusion.json") == Fusion(1, 2, 3, 4, 5, 1, 2)
+    assert Fusion.read(tmp_path / "fusion.json") == Fusion(1, 2, 3, 4, 5, 1, 2, 0)
 
 
 def test_fused_scores_by_hand():
@@ -81,6 +82,13 @@ def test_fused_scores_by_hand():
     scores = fusion.passages(np.array([1.0, np.nan]), logits, first)
     assert scores[0] == 17.5
     assert np.isnan(scores[1])
+
+
+def test_what_the_likely_passages_name_gains_by_hand():
+    fusion = Fusion(0, 0, 0, 0, 0, 0, 0, mention=4.0)
+    scores = np.array([1000.0, 1000.0 + math.log(3)])  # one in four, three in four
+    named = np.array([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+    assert fusion.mentions(scores, named).tolist() == pytest.approx([1.5, 2.5, 0.0])
 
 
 @pytest.mark.parametrize("content", [{"title": 1.0}, [1, 2]])

@@ -193,6 +193,28 @@ def test_a_fusion_finds_the_feature_that_tells(data):
     assert both.title_only > 1.0 > 4 * both.title
 
 
+def test_being_named_counts_as_much_as_it_tells():
+    rng = np.random.default_rng(0)
+    windows: dict[str, list[Window]] = {"tells": [], "says nothing": []}
+    for name, items in windows.items():
+        for _ in range(150):
+            gold = np.zeros(12, dtype=bool)
+            gold[rng.choice(12, 2, replace=False)] = True
+            first, second = np.flatnonzero(gold)
+            noise = rng.normal(size=(3, 12))
+            passage = noise[1]
+            passage[first] += 5
+            named = np.zeros((12, 12))
+            named[first, second if name == "tells" and rng.random() < 0.6 else 0] = 1
+            items.append(Window(noise[0], passage, noise[2], gold, named))
+    tells = fit_fusion({"set": windows["tells"]})
+    assert tells.mention > 2.0
+    assert fit_fusion({"set": windows["says nothing"]}).mention < 0.3 * tells.mention
+    # The other weights are those without.
+    plain = [Window(w.title, w.passage, w.first, w.gold) for w in windows["tells"]]
+    assert fit_fusion({"set": plain}) == tells._replace(mention=0.0)
+
+
 def test_sets_with_few_windows_are_left_out():
     window = Window(*np.zeros((3, 2)), np.array([True, False]))
     sets = {"large": [window] * 7, "small": [window] * 3, "few": [window] * 2}

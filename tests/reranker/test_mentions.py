@@ -1,0 +1,62 @@
+"""Names of pages: what counts as one, where a passage holds it, and whom it tells of."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reranker.mentions import Names, has, name_of
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("Mercury (planet)", "Mercury"),
+        ("  Ada Lovelace ", "Ada Lovelace"),
+        ("The Who (album) (deluxe)", "The Who (album)"),
+        ("os.path", "os.path"),
+        ("merge sort", "merge sort"),
+        ("list", ""),  # a word
+        ("Ur", ""),  # too short
+        ("(planet)", ""),
+        ("", ""),
+    ],
+)
+def test_what_a_text_would_call_a_page(title, name):
+    assert name_of(title) == name
+
+
+letters = st.text("abA1 .é", max_size=12)
+
+
+@given(letters, letters.filter(bool))
+def test_names_are_whole_words_as_a_regular_expression_has_them(text, name):
+    slow = re.search(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", text)
+    assert has(text, name) == bool(slow)
+
+
+def test_who_is_named_by_hand():
+    titles = ["Ada Lovelace", "Lord Byron", "Lord Byron", "London", "list", "Ada Lovelace (film)"]
+    names = Names("where was Lovelace's father born", titles)
+    passage = "Ada Lovelace, a daughter of Lord Byron, kept a list. Londoners know her."
+    # Both passages of one page share it; its own name, a word and a part of a word count nothing.
+    assert names.named_by(0, passage).tolist() == [0, 0.5, 0.5, 0, 0, 0]
+    assert names.named_by(3, passage).tolist() == [0.5, 0.5, 0.5, 0, 0, 0.5]
+    assert not names.named_by(0, "").any()
+
+
+def test_a_name_in_the_query_tells_nothing_new():
+    titles = ["Analytical Engine", "Lord Byron"]
+    passage = "Lord Byron never saw the Analytical Engine."
+    asked = Names("who thought of the Analytical Engine?", [*titles, "Essay"])
+    assert asked.named_by(2, passage).tolist() == [0, 1, 0]
+    assert Names("whose?", [*titles, "Essay"]).named_by(2, passage).tolist() == [1, 1, 0]
+
+
+def test_hits_without_titles_may_name_others():
+    named = Names("query", ["", "", "Lord Byron"]).named_by(0, "of Lord Byron")
+    assert np.array_equal(named, [0, 0, 1])
