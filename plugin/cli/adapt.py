@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from indexing.records import Document as Indexed
+from indexing.records import Failure, Skip
 from indexing.sources.fields import FieldMap
 from plugin.cli.options import CommandError, Url
 from plugin.cli.train import needs_torch
@@ -117,21 +119,30 @@ def adapt(
 
 
 def read_documents(location: str, fields: FieldMap, most: int) -> dict[str, Document]:
-    """Documents of whatever `titlecast index` reads, by id, at most so many."""
-    from indexing.records import Document as Indexed
+    """Documents of whatever `titlecast index` reads, by id, at most so many.
+
+    Raises CommandError, with the first reason, where there is not one.
+    """
     from indexing.sources import open_source
     from plugin.clusters import connect
     from reranker.evaluation.collections import Document
 
     corpus: dict[str, Document] = {}
-    lost = 0
+    others: list[Failure | Skip] = []
     for record in open_source(location, fields=fields, connect=connect).records:
         if isinstance(record, Indexed):
             corpus[record.id] = Document(record.id, record.title, record.passage)
         else:
-            lost += 1
+            others.append(record)
         if len(corpus) >= most:
             break
-    if lost:
-        Console(stderr=True).print(f"{lost} records of {location} could not be read")
+    failures = [record for record in others if isinstance(record, Failure)]
+    first = (failures or others)[:1]
+    why = "".join(f"; the first: {record.location}: {record.reason}" for record in first)
+    if not corpus:
+        raise CommandError(f"no document in {location} to adapt to{why}")
+    if failures:
+        Console(stderr=True).print(
+            f"{len(failures)} records of {location} could not be read{why}", soft_wrap=True
+        )
     return corpus

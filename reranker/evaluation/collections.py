@@ -344,9 +344,11 @@ def _beir_files(folder: Path, name: str | None) -> tuple[Path, Path, str]:
         return named[name], folder / f"{name}-qrels.tsv", name
     qrels = folder / "qrels" / f"{name or 'test'}.tsv"
     if not qrels.exists():
-        there = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))) or "none"
+        there = ", ".join(sorted(path.stem for path in (folder / "qrels").glob("*.tsv")))
         raise ValueError(
             f"{folder} has no judgements {qrels.name}; choose with --queries among: {there}."
+            if there
+            else f"{folder} has no judgements: give a BEIR folder, with {qrels.name} in `qrels`."
         )
     return folder / "queries.jsonl", qrels, name or ""
 
@@ -359,9 +361,12 @@ def _choose(
     if name is not None:
         found = [path for path in found if name in path.name]
     if len(found) != 1:
-        there = ", ".join(path.name for path in found) or "none"
+        there = ", ".join(path.name for path in found)
         raise ValueError(
             f"{folder} needs exactly one file of {what}, found {there}; choose with --queries."
+            if there
+            else f"{folder} has no file of {what}: none is called {' or '.join(patterns)}"
+            + (f" with {name!r} in its name." if name else ".")
         )
     return found[0], name or ""
 

@@ -261,3 +261,16 @@ def test_broken_json_and_missing_fields_name_the_place(tmp_path: Path) -> None:
     path.write_text('{"id": "1"}\n')
     with pytest.raises(ValueError, match="lacks '_id'"):
         list(read_corpus(path))
+
+
+def test_a_folder_without_judgements_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no file of queries: none is called .*\.$"):
+        read_collection(tmp_path)
+    (tmp_path / "corpus.jsonl").write_text("")
+    (tmp_path / "queries.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"no judgements: give a BEIR folder, with test\.tsv in"):
+        read_collection(tmp_path)
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "dev.tsv").write_text("")
+    with pytest.raises(ValueError, match=r"no judgements test\.tsv; .* among: dev\."):
+        read_collection(tmp_path)
