@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# A shorter name is as often a part of something else.
-_SHORTEST = 4
+# A shorter name is as often a part of something else; a longer one is a sentence, and would make
+# the search for names slow.
+_SHORTEST, _LONGEST = 4, 100
 _ASIDE = re.compile(r"\s*\([^()]*\)$")  # "Mercury (planet)" is called Mercury
+_START = re.compile(r"(?<![^\W_])\S")  # where no letter or digit stands before
 
 
 def name_of(title: str) -> str:
@@ -26,21 +28,28 @@ def name_of(title: str) -> str:
     A single lowercase word is a word more often than a name.
     """
     name = _ASIDE.sub("", title.strip())
-    return "" if len(name) < _SHORTEST or (name.isalpha() and name.islower()) else name
+    is_word = name.isalpha() and name.islower()
+    return "" if is_word or not _SHORTEST <= len(name) <= _LONGEST else name
 
 
 class Names:
     """The names of a window's hits, to be looked for in passages.
 
-    A name that the query holds tells nothing new: both models have seen that.
+    A name that the query holds tells nothing new: both models have seen that. What a passage
+    costs does not depend on how many hits there are.
     """
 
     def __init__(self, query: str, titles: Sequence[str]) -> None:
         self._names = [name_of(title) for title in titles]
         self._hits: dict[str, list[int]] = {}
         for hit, name in enumerate(self._names):
-            if name and not has(query, name):
+            if name:
                 self._hits.setdefault(name, []).append(hit)
+        self._sizes: dict[str, set[int]] = {}  # of all names that start so
+        for name in self._hits:
+            self._sizes.setdefault(name[:_SHORTEST], set()).add(len(name))
+        for name in self._found(query):
+            del self._hits[name]
 
     def named_by(self, hit: int, passage: str) -> NDArray[np.float64]:
         """Which hits (n,) the passage of this hit names, as whole words in the title's own case.
@@ -49,18 +58,18 @@ class Names:
         the others and for hits with the same name as its own.
         """
         named = np.zeros(len(self._names))
-        for name, hits in self._hits.items():
-            if name != self._names[hit] and has(passage, name):
-                named[hits] = 1 / len(hits)
+        for name in self._found(passage) - {self._names[hit]}:
+            hits = self._hits[name]
+            named[hits] = 1 / len(hits)
         return named
 
-
-def has(text: str, name: str) -> bool:
-    """Whether the text has the name with no letter or digit right before or after it."""
-    at = text.find(name)
-    while at >= 0:
-        end = at + len(name)
-        if not (text[max(at - 1, 0) : at].isalnum() or text[end : end + 1].isalnum()):
-            return True
-        at = text.find(name, at + 1)
-    return False
+    def _found(self, text: str) -> set[str]:
+        """The names in a text with no letter or digit right before or after them."""
+        found = set()
+        for match in _START.finditer(text):
+            at = match.start()
+            for size in self._sizes.get(text[at : at + _SHORTEST], ()):
+                name, after = text[at : at + size], text[at + size : at + size + 1]
+                if name in self._hits and not after.isalnum():
+                    found.add(name)
+        return found

@@ -96,9 +96,10 @@ def chain_of_hits(count: int) -> list[Hit]:
     ]
 
 
-@pytest.mark.parametrize("rule", [None, Stopping(1.0, 0.5, 0.1)])
-@pytest.mark.parametrize("weight", [0.5, 4.0])
-def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, rule):
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("weight", [0.5, 4.0, 12.0])
+def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, share):
+    rule = Stopping(1.0, 0.5, share)
     hits = chain_of_hits(30)
     names = [hit.title for hit in hits]
     first = standardise(np.array([hit.score for hit in hits]))
@@ -111,11 +112,11 @@ def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, rule):
     gain = np.zeros(30)
     while len(read) < 12:
         unread = sorted(set(range(30)) - set(read), key=lambda i: -(promise[i] + gain[i]))
-        if read and rule:
+        if read:
             height = (final[read] - promise[read]).mean()
             rest = unread[: 12 - len(read)]
             left = np.exp(height + promise[rest] + gain[rest] + 0.125).sum()
-            if left / (left + np.exp(final[read]).sum()) < rule.share:
+            if left / (left + np.exp(final[read]).sum()) < share:
                 break
         read += unread[:4]
         likely = np.exp(final[read]) / np.exp(final[read]).sum()
@@ -146,6 +147,23 @@ def test_an_unread_page_that_the_best_passage_names_is_read(cascade):
 
     assert reads_last(50.0)
     assert not reads_last(0.0)
+
+
+def test_a_deadline_that_is_met_changes_nothing_of_what_is_named(slow):
+    hits = chain_of_hits(40)
+    slow.fusion = slow.fusion._replace(mention=30.0)
+    before, calls = slow.passage.now, slow.passage.calls
+    at_leisure = slow.rerank(QUERY, hits, 20)
+    took = (slow.passage.now - before) * 1000
+    usual = slow.passage.calls - calls
+    chunked = 0
+    for share in np.arange(1.0, 3, 0.1):
+        calls = slow.passage.calls
+        result = slow.rerank(QUERY, hits, 20, deadline_ms=share * took)
+        if result.complete:
+            assert [hit.id for hit in result.hits] == [hit.id for hit in at_leisure.hits]
+            chunked += slow.passage.calls - calls > usual
+    assert chunked > 0
 
 
 def test_hits_without_any_passage_are_fused_by_weights_of_their_own(cascade):
