@@ -332,6 +332,21 @@ class Reading:
         """The passage stage's fused scores (n,), without `gain`; NaN of the unread."""
         return self._fusion.passages(self.logits, self._titles, self._first)
 
+    @property
+    def final(self) -> NDArray[np.float64]:
+        """The scores with `gain` (n,), which lifts no hit above the best of those that name it.
+
+        So a search for one page, whose passage names others, loses nothing.
+        """
+        scores = self.scores
+        if not self._named:
+            return scores
+        by = scores[self.read][:, None]
+        limit = np.where(np.array(self._named) > 0, by, -np.inf).max(axis=0)
+        lifted = np.minimum(scores + self.gain, np.nextafter(limit, -np.inf))
+        final: NDArray[np.float64] = np.maximum(scores, lifted)
+        return final
+
     def settled(self, rule: Stopping, left: int) -> bool:
         """Whether reading the `left` most promising unread hits would change too little."""
         if not self.read:
@@ -354,7 +369,7 @@ def _ranked(
     """One order: hits whose passage was read by the passage stage, then the others by titles."""
     passage_logits = reading.logits
     read = np.isfinite(passage_logits)
-    final = np.where(read, reading.scores, title_fused) + reading.gain
+    final = np.where(read, reading.final, title_fused + reading.gain)
     tier = np.where(read, 2.0, 1.0)  # no other hit passes one whose passage was read
     scores = tier + squash(final)
     order = np.lexsort((np.arange(len(hits)), -final, -tier))

@@ -124,13 +124,33 @@ def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, share):
             named = [names[i] in hits[j].passage and i != j for j in read]
             gain[i] = weight * sum(p for p, yes in zip(likely, named, strict=True) if yes)
     rest = [i for i in range(30) if i not in read]
-    expected = sorted(read, key=lambda i: -(final[i] + gain[i]))
+    lifted = list(final)
+    for i in read:
+        by = [final[j] for j in read if j != i and names[i] in hits[j].passage]
+        if by and final[i] < max(by):  # up to right behind the best of those that name it
+            lifted[i] = min(final[i] + gain[i], max(by) - 1e-9)
+    expected = sorted(read, key=lambda i: -lifted[i])
     expected += sorted(rest, key=lambda i: -(promise[i] + gain[i]))
     result = naming(cascade, weight, rule).rerank(QUERY, hits, passage_depth=12)
     assert result.stages[1].scored == len(read)
     assert [hit.index for hit in result.hits] == expected
     usual = Cascade(cascade.title, cascade.passage, f, rule).rerank(QUERY, hits, passage_depth=12)
     assert [hit.index for hit in usual.hits] != expected  # else this would show nothing
+
+
+def test_a_page_that_is_named_stays_behind_the_one_that_names_it(cascade):
+    hits = some_hits(12)
+    usual = [hit.index for hit in cascade.rerank(QUERY, hits, passage_depth=12).hits]
+    best, worst = usual[0], usual[-1]
+    hits[worst] = hits[worst]._replace(title=f"{hits[worst].title} Kahn")
+    hits[best] = hits[best]._replace(passage=f"{hits[best].passage} ({hits[worst].title})")
+    before = [hit.index for hit in cascade.rerank(QUERY, hits, passage_depth=12).hits]
+    assert before.index(worst) > before.index(best) + 1
+    after = [hit.index for hit in naming(cascade, 1e6).rerank(QUERY, hits, passage_depth=12).hits]
+    assert after.index(worst) == after.index(best) + 1
+    after.remove(worst)
+    before.remove(worst)
+    assert after == before  # the others as they were
 
 
 def test_an_unread_page_that_the_best_passage_names_is_read(cascade):
