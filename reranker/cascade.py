@@ -299,6 +299,7 @@ class Reading:
         most_characters: int,
     ) -> None:
         """`titles` (n,) are title logits, `promise` (n,) the title stage's fused scores."""
+        self.query = query
         self.hits = hits
         self.promise = promise
         self.gain = np.zeros(len(hits))  # from being named by what was read
@@ -309,7 +310,7 @@ class Reading:
         self.unread = [i for i in order if hits[i].title.strip() or hits[i].passage.strip()]
         self._titles, self._first, self._fusion = titles, first, fusion
         self._most_characters = most_characters
-        self._names = Names(query, [hit.title for hit in hits]) if fusion.mention else None
+        self._names: Names | None = None  # not before a passage was read that may name some
         self._named: list[NDArray[np.float64]] = []  # by passage that was read, (n,)
 
     def learn(self, logits: NDArray[np.float32]) -> None:
@@ -317,8 +318,9 @@ class Reading:
         part, self.unread = self.unread[: len(logits)], self.unread[len(logits) :]
         self.read += part
         self.logits[part] = logits
-        if self._names is None:
+        if not self._fusion.mention:
             return
+        self._names = self._names or Names(self.query, [hit.title for hit in self.hits])
         for i in part:
             passage = self.hits[i].passage[: self._most_characters]
             self._named.append(self._names.named_by(i, passage))
