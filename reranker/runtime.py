@@ -391,10 +391,11 @@ def layouts(lengths: NDArray[np.int64], threads: int = 1) -> list[Layout]:
     Every text is in exactly one, in one row; there is work for so many threads. Of texts of up to
     `_PACKED_WIDTHS[-1]` tokens those of one length are batched where they are enough for a call,
     which leaves nothing to compute for nothing; the others share rows. Longer ones have a row
-    each, beside texts of similar length.
+    each, beside texts of similar length, and so have the others where few would fit into a row.
     """
     found: list[Layout] = []
     rest: list[int] = []
+    long = np.flatnonzero(lengths > _PACKED_WIDTHS[-1])
     for length in np.unique(lengths[lengths <= _PACKED_WIDTHS[-1]]).tolist():
         same = np.flatnonzero(lengths == length).tolist()
         if len(same) * length < _LEAST_TOKENS:
@@ -406,8 +407,13 @@ def layouts(lengths: NDArray[np.int64], threads: int = 1) -> list[Layout]:
         width = next(width for width in _PACKED_WIDTHS if width >= left.max())
         width = min(width, int(left.sum()))
         rows = [[rest[at] for at in row] for row in pack(left, width)]
-        found += _cut(lengths, rows, width, threads)
-    long = np.flatnonzero(lengths > _PACKED_WIDTHS[-1])
+        size = len(rows) * width
+        packed = size + _CALL_TOKENS * -(-size // _MOST_TOKENS)
+        alone = sum(_CALL_TOKENS + len(g) * int(left[g].max()) for g in _similar(left, threads))
+        if packed <= alone:
+            found += _cut(lengths, rows, width, threads)
+        else:
+            long = np.concatenate([rest, long])
     for alike in _similar(lengths[long], threads):
         places = long[alike].tolist()
         found.append(_layout(lengths, [[place] for place in places], int(lengths[places].max())))

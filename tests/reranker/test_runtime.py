@@ -92,6 +92,17 @@ def test_every_text_is_whole_in_one_row_of_one_layout(lengths, threads):
     assert sorted(seen) == list(range(len(lengths)))
 
 
+@pytest.mark.parametrize(("shortest", "longest"), [(2, 12), (8, 40), (17, 31)])
+def test_little_is_computed_for_padding(shortest, longest):
+    """Short texts share rows; of texts of twenty tokens a row of 32 would hold but one."""
+    counts = np.random.default_rng(0).integers(shortest, longest + 1, 100)
+    found = layouts(counts)
+    computed = sum(layout.owner.size for layout in found)
+    assert computed + 10 * len(found) < 1.16 * counts.sum()
+    # Where texts share rows, there are fewer calls than lengths.
+    assert len(found) <= (3 if longest == 12 else 12)
+
+
 @given(st.lists(st.integers(1, 16), max_size=200), st.sampled_from([16, 32]))
 @settings(deadline=None)
 def test_rows_are_packed_close_to_as_full_as_can_be(lengths, width):
