@@ -128,21 +128,22 @@ def read_documents(location: str, fields: FieldMap, most: int) -> dict[str, Docu
     from reranker.evaluation.collections import Document
 
     corpus: dict[str, Document] = {}
-    others: list[Failure | Skip] = []
+    failed = 0
+    first: Failure | Skip | None = None  # a failure, if there is one
     for record in open_source(location, fields=fields, connect=connect).records:
         if isinstance(record, Indexed):
             corpus[record.id] = Document(record.id, record.title, record.passage)
         else:
-            others.append(record)
+            if first is None or (not failed and isinstance(record, Failure)):
+                first = record
+            failed += isinstance(record, Failure)
         if len(corpus) >= most:
             break
-    failures = [record for record in others if isinstance(record, Failure)]
-    first = (failures or others)[:1]
-    why = "".join(f"; the first: {record.location}: {record.reason}" for record in first)
+    why = f"; the first: {first.location}: {first.reason}" if first else ""
     if not corpus:
         raise CommandError(f"no document in {location} to adapt to{why}")
-    if failures:
+    if failed:
         Console(stderr=True).print(
-            f"{len(failures)} records of {location} could not be read{why}", soft_wrap=True
+            f"{failed} records of {location} could not be read{why}", soft_wrap=True
         )
     return corpus
