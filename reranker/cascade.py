@@ -372,6 +372,7 @@ def _ranked(
     passage_logits = reading.logits
     read = np.isfinite(passage_logits)
     final = np.where(read, reading.final, title_fused + reading.gain)
+    gained = np.where(read, final - reading.scores, reading.gain)
     tier = np.where(read, 2.0, 1.0)  # no other hit passes one whose passage was read
     scores = tier + squash(final)
     order = np.lexsort((np.arange(len(hits)), -final, -tier))
@@ -385,6 +386,7 @@ def _ranked(
             first_stage_score=float(hits[i].score),
             title_score=float(title_logits[i]) if titled[i] else None,
             passage_score=float(passage_logits[i]) if read[i] else None,
+            mention=float(gained[i]),
             first_stage_rank=i + 1,
             title_rank=title_ranks[i],
             passage_rank=passage_ranks[i],

@@ -34,6 +34,7 @@ class RankedHit:
     first_stage_score: float
     title_score: float | None = None  # the title model's logit
     passage_score: float | None = None  # the passage model's logit
+    mention: float = 0.0  # what its fused score gained, as passages that were read name its title
     first_stage_rank: int = 0  # ranks count from 1
     title_rank: int | None = None
     passage_rank: int | None = None

@@ -69,6 +69,7 @@ class WireRankedHit(BaseModel):
     first_stage_score: float | None
     title_score: float | None
     passage_score: float | None
+    mention: float = 0.0  # > 0: passages that were read name its title, and it was placed higher
 
 
 class WireStage(BaseModel):
