@@ -26,6 +26,9 @@ _TITLES = 256
 # A chunk may take this share of the time left: a wrong estimate costs no more than that. The last
 # one may be a single passage, which must leave some time, too.
 _SHARE, _SHARE_OF_ONE = 0.5, 0.75
+# No more characters of a huge text are looked at than could fill the passage model's windows,
+# with so many a token.
+_TOKEN_CHARACTERS = 8
 # What a token is taken to cost before any was measured.
 _FIRST_GUESS_MS = 0.05
 
@@ -169,7 +172,8 @@ class Cascade:
             report._replace(scored=int(titled.sum()), milliseconds=_ms_since(started)),
         ]
 
-        reading = Reading(query, hits, logits, first, fused, self.fusion, self._most_characters)
+        limit = _TOKEN_CHARACTERS * self._most_tokens
+        reading = Reading(query, hits, logits, first, fused, self.fusion, limit)
         if passage_depth > 0:
             left = None if deadline_ms is None else deadline_ms - _ms_since(started)
             stages.append(self._passages(query, reading, passage_depth, left, cancelled))
@@ -269,17 +273,16 @@ class Cascade:
 
         In UTF-8 a token of Latin letters is about four bytes, one of other scripts about three.
         """
-        config = self.passage.config
-        most = config["max_passage_tokens"] * config["max_windows"]
-        texts = (text[: self._most_characters] for text in hit[1:3])
+        most = self._most_tokens
+        texts = (text[: _TOKEN_CHARACTERS * most] for text in hit[1:3])
         size = sum(len(text.encode("utf-8", "replace")) for text in texts)
         return min(float(most), 2 + size / 4)
 
     @property
-    def _most_characters(self) -> int:
-        """No more of a huge text is looked at than could fill the passage model's windows."""
+    def _most_tokens(self) -> int:
+        """So many the passage model's windows hold."""
         config = self.passage.config
-        return 8 * int(config["max_passage_tokens"]) * int(config["max_windows"])
+        return int(config["max_passage_tokens"]) * int(config["max_windows"])
 
 
 class Reading:

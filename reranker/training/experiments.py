@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from reranker.training.config import as_toml
 from reranker.training.loop import load_data, reciprocal_ranks, train
-from reranker.training.start import load_state
+from reranker.training.start import load_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,10 +124,8 @@ def with_noise(items: Sequence[Example], share: float, seed: int) -> Iterator[Ex
 
 def measure(recipe: Recipe, folder: Path, data: Data, dev: Sequence[int]) -> dict[str, Any]:
     """Reciprocal ranks `first`, `alone` and `fused` after the last step, of the sample's `dev`."""
-    model = load_state(recipe, folder / "checkpoint.pt")
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    model, first_stage = load_last(recipe, folder)
     items, queries = [data.dev[i] for i in dev], [data.dev_queries[i] for i in dev]
-    first_stage = float(state["first_stage"])
     values = reciprocal_ranks(recipe, model, first_stage, items, queries, data.texts, depth=20)
     losses = [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
     skipped = [line["step"] for line in losses if not np.isfinite(line["loss"])]

@@ -193,14 +193,15 @@ def score_windows(
             logits = neutral(title.score(query.text, titles), np.array([bool(t) for t in titles]))
             first = standardise(np.array([score for _, score in window], dtype=np.float64))
             read = np.full(len(window), np.nan)
-            named = None
+            named = np.zeros((len(window), len(window)))
             if not pages:
                 best = np.argsort(-(standardise(logits) + first), kind="stable")[:depth]
                 read[best] = passage.score(
                     query.text, [titles[i] for i in best], [documents[i].text for i in best]
                 )
                 names = Names(query.text, titles)
-                named = np.stack([names.named_by(i, d.text) for i, d in enumerate(documents)])
+                for i in best:
+                    named[i] = names.named_by(i, documents[i].text)
             found.setdefault(collection.name, []).append(Window(logits, read, first, gold, named))
         log.info("%s: %d windows", collection.name, len(found.get(collection.name, [])))
     return without_small(found)

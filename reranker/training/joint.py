@@ -20,7 +20,7 @@ from reranker.training.experiments import Arm, Interval, paired_interval
 from reranker.training.lists import make_batch
 from reranker.training.loop import reciprocal_rank
 from reranker.training.scoring import dual_logits, list_logits
-from reranker.training.start import load_state
+from reranker.training.start import load_last
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,9 +73,7 @@ def joint_arms(recipe: Recipe, seeds: int = 1) -> list[Arm]:
 
 def measure_both(recipe: Recipe, folder: Path, data: Data, dev: Sequence[int]) -> dict[str, Any]:
     """Reciprocal ranks of both models after the last step, and the time of a search."""
-    path = folder / "checkpoint.pt"
-    first_stage = float(torch.load(path, weights_only=True)["first_stage"])
-    return ranks_of(load_state(recipe, path), first_stage, data, dev)
+    return ranks_of(*load_last(recipe, folder), data, dev)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from reranker.training.examples import load
 from reranker.training.experiments import Arm, measure
 from reranker.training.finish import export_model
 from reranker.training.lists import Tokens
-from reranker.training.start import load_state, tokenizer_of
+from reranker.training.start import load_last, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ def measure_and_export(prepared: Path) -> Callable[..., dict[str, Any]]:
     """What is done with a trained arm: measure it, and export it to its folder's `model`."""
 
     def after(recipe: Recipe, folder: Path, data: Data, dev: Sequence[int]) -> dict[str, Any]:
-        model = load_state(recipe, folder / "checkpoint.pt")
+        model, _ = load_last(recipe, folder)
         export_model(recipe, model, prepared, folder / "model", recipe.architecture)
         return measure(recipe, folder, data, dev)
 

@@ -60,11 +60,12 @@ def tokenizer_of(recipe: Recipe) -> str:
     return (start / "tokenizer.json").read_text("utf-8")
 
 
-def load_state(recipe: Recipe, path: Path) -> Model:
-    """A recipe's network with the weights of a checkpoint, ready to score."""
+def load_last(recipe: Recipe, folder: Path) -> tuple[Model, float]:
+    """A training's network after its last step, ready to score, and the first stage's weight."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
     model = new_model(recipe)
-    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["model"])
-    return model.eval()
+    model.load_state_dict(state["model"])
+    return model.eval(), float(state["first_stage"])
 
 
 def started(folder: Path, recipe: Recipe) -> Model:
