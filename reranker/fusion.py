@@ -44,9 +44,13 @@ class Fusion(NamedTuple):
             found = {name: float(value) for name, value in json.loads(path.read_text()).items()}
             for name in ("title", "title_first_stage"):
                 found.setdefault(name.replace("title", "title_only", 1), found.get(name, 0.0))
-            return cls(**found)
-        except (TypeError, AttributeError) as error:
+            weights = cls(**found)
+        except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} must hold exactly {', '.join(cls._fields)}") from error
+        for name, weight in weights._asdict().items():
+            if not np.isfinite(weight):
+                raise ValueError(f"{path}: {name} is {weight}; a weight is a finite number")
+        return weights
 
     def titles(
         self, logits: NDArray[np.float64], first: NDArray[np.float64], alone: bool

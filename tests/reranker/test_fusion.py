@@ -96,3 +96,12 @@ def test_a_wrong_file_is_named(tmp_path, content):
     (tmp_path / "fusion.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="must hold exactly"):
         Fusion.read(tmp_path / "fusion.json")
+
+
+def test_a_weight_that_is_no_number_is_named(tmp_path):
+    path = tmp_path / "fusion.json"
+    weights = dict.fromkeys(Fusion._fields, 1.0)
+    for wrong in ("NaN", "Infinity", '"much"'):
+        path.write_text(json.dumps(weights).replace('"passage": 1.0', f'"passage": {wrong}'))
+        with pytest.raises(ValueError, match=r"passage is (nan|inf)|must hold exactly"):
+            Fusion.read(path)
