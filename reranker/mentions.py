@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# A shorter name is as often a part of something else; a longer one is a sentence, and would make
-# the search for names slow.
-_SHORTEST, _LONGEST = 4, 100
+# A shorter name is as often a part of something else, three capitals are not; a longer one is a
+# sentence, and would make the search for names slow.
+_SHORTEST, _SHORTEST_CAPITALS, _LONGEST = 4, 3, 100
 _ASIDE = re.compile(r"\s*\([^()]*\)$")  # "Mercury (planet)" is called Mercury
+# "The Lincoln Highway" is as often the Lincoln Highway; "The Wall" is another than any wall.
+_ARTICLE = re.compile(r"^The\s+(?=\S+\s+\S)")
 _START = re.compile(r"(?<![^\W_])\S")  # where no letter or digit stands before
 
 
@@ -27,9 +29,10 @@ def name_of(title: str) -> str:
 
     A single lowercase word is a word more often than a name.
     """
-    name = _ASIDE.sub("", title.strip())
+    name = _ARTICLE.sub("", _ASIDE.sub("", title.strip()))
     is_word = name.isalpha() and name.islower()
-    return "" if is_word or not _SHORTEST <= len(name) <= _LONGEST else name
+    shortest = _SHORTEST_CAPITALS if name.isalpha() and name.isupper() else _SHORTEST
+    return "" if is_word or not shortest <= len(name) <= _LONGEST else name
 
 
 class Names:
@@ -47,7 +50,7 @@ class Names:
                 self._hits.setdefault(name, []).append(hit)
         self._sizes: dict[str, set[int]] = {}  # of all names that start so
         for name in self._hits:
-            self._sizes.setdefault(name[:_SHORTEST], set()).add(len(name))
+            self._sizes.setdefault(name[:_SHORTEST_CAPITALS], set()).add(len(name))
         for name in self._found(query):
             del self._hits[name]
 
@@ -68,7 +71,7 @@ class Names:
         found = set()
         for match in _START.finditer(text):
             at = match.start()
-            for size in self._sizes.get(text[at : at + _SHORTEST], ()):
+            for size in self._sizes.get(text[at : at + _SHORTEST_CAPITALS], ()):
                 name, after = text[at : at + size], text[at + size : at + size + 1]
                 if name in self._hits and not after.isalnum():
                     found.add(name)
