@@ -46,6 +46,9 @@ class DataConfig(_Strict):
     window: int = Field(default=100, ge=2)  # first-stage candidates per query
     # And as many of a bi-encoder's: of the one that `taught_by` names, or else of the backbone.
     dense: int = Field(default=0, ge=0)
+    # And trained on besides: at most so many sentences of each document as queries for its title,
+    # which is taken out of them. Titles only.
+    made: int = Field(default=0, ge=0)
 
 
 class ListConfig(_Strict):
@@ -184,6 +187,8 @@ class Recipe(_Strict):
             raise ValueError(
                 "only a network scores mined lists: give taught_by a folder, or leave augment out"
             )
+        if self.data.made and self.task != "title":
+            raise ValueError("made is for titles; passages have augment.made")
         if self.keep and (self.architecture != "broadcast" or self.task != "title"):
             raise ValueError("keep needs a title model of the broadcast architecture")
         return self

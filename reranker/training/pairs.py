@@ -22,6 +22,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _HEADING = re.compile(
     r"^\s{0,3}(?:#{1,6}\s+(?P<marked>.+?)\s*#*|(?P<ruled>\S.*?)\s*\n[=\-~]{3,})\s*$", re.M
 )
+_ASIDE = re.compile(r"\s*\([^()]*\)$")  # of a title, as Wikipedia tells namesakes apart
 _LEAST_WORDS, _MOST_WORDS = 4, 24  # of a sentence that can stand for a query
 _MOST_HEADING_WORDS = 12
 _MOST_CHARACTERS = 20_000  # of a document that are looked at
@@ -36,11 +37,12 @@ class Made(NamedTuple):
 
 
 def make_queries(
-    documents: Iterable[Document], rng: np.random.Generator, most: int = 2
+    documents: Iterable[Document], rng: np.random.Generator, most: int = 2, cut: bool = False
 ) -> list[Made]:
     """At most `most` queries of each document, drawn at random among headings and sentences.
 
-    What only repeats the title is no query.
+    What only repeats the title is no query; a sentence of more than 24 words is none either, or,
+    with `cut`, its first 24 words are one.
     """
     found: list[Made] = []
     for document in documents:
@@ -51,6 +53,8 @@ def make_queries(
         headings = [h for h in headings if len(h.split()) <= _MOST_HEADING_WORDS]
         body = _HEADING.sub("\n", text)
         sentences = [" ".join(part.split()) for part in _SENTENCE.split(body)]
+        if cut:
+            sentences = [" ".join(s.split()[:_MOST_WORDS]) for s in sentences]
         sentences = [s for s in sentences if _LEAST_WORDS <= len(s.split()) <= _MOST_WORDS]
         title = document.title.casefold()
         spans = [s for s in dict.fromkeys(headings + sentences) if s.casefold() != title]
@@ -59,6 +63,18 @@ def make_queries(
             rest = " ".join(whole.replace(spans[place], " ").split())
             found.append(Made(spans[place], document.id, rest))
     return found
+
+
+def without_title(query: str, title: str) -> str:
+    """A query made from a document without the document's title, which would give it away.
+
+    "Mercury (planet)" is taken for Mercury. Empty where too little is left to be a query.
+    """
+    name = _ASIDE.sub("", title).strip()
+    if name:
+        whole = rf"(?<!\w){re.escape(name)}(?!\w)"
+        query = " ".join(re.sub(whole, " ", query, flags=re.IGNORECASE).split())
+    return query if len(query.split()) >= _LEAST_WORDS else ""
 
 
 def against_titles(

@@ -23,6 +23,7 @@ from reranker.models.backbone import find_backbone
 from reranker.training import examples
 from reranker.training.augment import UNLABELLED
 from reranker.training.keep import prepare_keep
+from reranker.training.pairs import make_queries, without_title
 from reranker.training.teachers import with_prompts
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _QUERIES = 256  # compared with all texts at a time
+MADE = "made"  # the source of examples that documents' own sentences gave
 _QUERY_KEYS = ("text", "input", "claim")
 
 
@@ -94,7 +96,10 @@ def prepare(
     kept: dict[str, list[examples.Example]] = {"train": [], "dev": []}
     for id, item, _ in items:
         where = side(item.query)
-        if where == "dev" and id not in excluded and fingerprint(item.query) not in prints:
+        if item.source == MADE:  # nobody's queries: trained on, never measured with
+            if where == "train" and fingerprint(item.query) not in prints:
+                kept["train"].append(item)
+        elif where == "dev" and id not in excluded and fingerprint(item.query) not in prints:
             kept["dev"].append(item)
         elif where == "train" and id not in held_out:
             kept["train"].extend([item] * times(item, weights.get(item.source, 1.0)))
@@ -103,7 +108,7 @@ def prepare(
         log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
     if recipe.keep:
         prepare_keep(recipe.keep, recipe.seed, data, out)
-    asked = [item.query for item in kept["train"]]
+    asked = [item.query for item in kept["train"] if item.source != MADE]
     if recipe.augment and recipe.augment.queries:
         unlabelled = _unlabelled([data / p for p in recipe.augment.queries], held_out, prints)
         (out / UNLABELLED).write_text(json.dumps(unlabelled, ensure_ascii=False), "utf-8")
@@ -234,7 +239,39 @@ def _titles(
                 if item.candidates:
                     items.append((query.id, item, set()))
         log.info("%s: candidates found", collection.name)
+    if recipe.data.made:
+        items += _made(recipe, corpus, at, by_title)
     return pool, items
+
+
+def _made(
+    recipe: Recipe, corpus: dict[str, Document], at: dict[str, int], by_title: BM25
+) -> _Items:
+    """Documents' own sentences as queries for their titles, so that the model learns these.
+
+    Candidates are the titles that share words with the sentence, as in an index of titles.
+    """
+    rng = np.random.default_rng([recipe.seed, 5])
+    # A page may be in several corpora, under several ids.
+    documents = {(document.title, document.text): document for document in corpus.values()}
+    items: _Items = []
+    for one in make_queries(documents.values(), rng, recipe.data.made, cut=True):
+        title = corpus[one.document].title
+        query = without_title(one.query, title)
+        if not query:
+            continue
+        found = by_title.search(query, recipe.data.window)
+        item = examples.example(
+            MADE,
+            query,
+            golds=[at[title]],
+            window=[at[name] for name, _ in found],
+            scores=[score for _, score in found],
+        )
+        if item.candidates:
+            items.append((MADE, item, set()))
+    log.info("%d queries made of %d documents", len(items), len(documents))
+    return items
 
 
 def _add_nearest(recipe: Recipe, encode: BiEncoder, pool: Sequence[str], items: _Items) -> None:

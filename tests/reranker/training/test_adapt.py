@@ -26,7 +26,7 @@ from reranker.models.restore import restore
 from reranker.training.adapt import prepare_documents, reciprocal_rank
 from reranker.training.config import RECIPES, Recipe, as_toml, read_recipe
 from reranker.training.examples import load
-from reranker.training.pairs import Made, against_titles, make_queries
+from reranker.training.pairs import Made, against_titles, make_queries, without_title
 from reranker.training.start import kind_of, with_sinks, with_tokens
 from tests.reranker.conftest import SMALL, WORDS, random_encoder, small_tokenizer, write_model
 
@@ -67,6 +67,31 @@ def test_queries_are_headings_and_sentences_taken_out_of_the_text():
 )
 def test_documents_that_give_no_query(document):
     assert make_queries([document], np.random.default_rng(0)) == []
+
+
+def test_a_long_sentence_is_cut_where_that_is_asked_for():
+    long = "one two three four five six " * 5 + "end."
+    document = Document("d", "Counting", long)
+    rng = np.random.default_rng(0)
+    assert make_queries([document], rng) == []
+    (made,) = make_queries([document], rng, cut=True)
+    assert made.query.split() == long.split()[:24]
+
+
+@pytest.mark.parametrize(
+    ("query", "title", "left"),
+    [
+        ("Mercury is the planet nearest to the Sun.", "Mercury (planet)", "is the planet nearest"),
+        ("The planet MERCURY has no moon of its own.", "Mercury", "The planet has no moon"),
+        ("Mercurys and their kin were American cars.", "Mercury", "Mercurys and their kin"),
+        ("Mercury is near.", "Mercury", ""),
+        ("It costs more (a+b) than that one.", "(a+b)", "It costs more (a+b) than"),
+        ("Nothing of it is named here at all.", "", "Nothing of it is named"),
+    ],
+)
+def test_a_query_does_not_hold_its_title(query, title, left):
+    assert without_title(query, title).startswith(left)
+    assert bool(without_title(query, title)) == bool(left)
 
 
 @given(st.text(max_size=400))

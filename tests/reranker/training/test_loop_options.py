@@ -321,4 +321,6 @@ def test_settings_that_exclude_each_other_are_refused():
     keep = {"corpora": ["x"]}
     with pytest.raises(ValueError, match="keep needs a title model"):
         Recipe.model_validate({"task": "passage", "data": sources, "keep": keep})
+    with pytest.raises(ValueError, match=r"made is for titles; passages have augment\.made"):
+        Recipe.model_validate({"task": "passage", "data": sources | {"made": 1}})
     assert json.loads(Recipe.model_validate({"task": "title", "data": sources}).model_dump_json())

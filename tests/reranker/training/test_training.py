@@ -24,8 +24,9 @@ from reranker.training.finish import (
     without_small,
 )
 from reranker.training.loop import reciprocal_rank, schedule, train
+from reranker.training.prepare import MADE
 from reranker.training.start import load_trained, tokenizer_of
-from tests.reranker.training.conftest import prepared, recipe_text, records
+from tests.reranker.training.conftest import QUERIES, prepared, recipe_text, records
 
 
 def test_prepare_keeps_held_out_queries_out(data, backbone, tmp_path):
@@ -47,6 +48,27 @@ def test_prepare_keeps_held_out_queries_out(data, backbone, tmp_path):
     for item in kept:
         assert not set(item.golds) & set(item.candidates)
         assert all(0 <= text < len(pool) for text in item.golds + item.candidates)
+
+
+def test_documents_own_sentences_are_queries_for_their_titles(data, backbone, tmp_path):
+    text = recipe_text("title", backbone)
+    prepared(tmp_path / "without", data, text)
+    prepared(tmp_path / "with", data, text.replace("window = 20", "window = 20\nmade = 1"))
+    pool, kept = load(tmp_path / "with" / "train")
+    made = [item for item in kept if item.source == MADE]
+    # One of each document, though two sources read the same corpus; some are held out.
+    assert 0.7 * QUERIES < len(made) < QUERIES
+    texts = {one["title"]: one["text"] for one in records(data / "beir/corpus.jsonl")}
+    for item in made:
+        assert item.query == texts[pool[item.golds[0]]]
+        assert item.candidates
+        assert item.golds[0] not in item.candidates
+    # Nobody's queries: what is measured, and what is known to be trained on, does not change.
+    dev = {name: load(tmp_path / name / "dev")[1] for name in ("with", "without")}
+    assert dev["with"] == dev["without"]
+    prints = [np.load(tmp_path / name / "trained-on.npy").tolist() for name in dev]
+    assert prints[0] == prints[1]
+    assert [item for item in kept if item.source != MADE] == load(tmp_path / "without" / "train")[1]
 
 
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(data, backbone, tmp_path):
