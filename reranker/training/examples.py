@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+MADE = "made"  # the source of examples that documents' own sentences gave
+
+
 @dataclass
 class Example:
     """One query with its gold texts and its candidates, all as positions in the pool."""

@@ -29,7 +29,7 @@ from reranker.models.broadcast import BroadcastEncoder
 from reranker.models.pair import PairEncoder
 from reranker.training import losses
 from reranker.training.augment import Augmenter
-from reranker.training.examples import Example, load
+from reranker.training.examples import MADE, Example, load
 from reranker.training.keep import Keeper
 from reranker.training.lists import (
     Batch,
@@ -142,7 +142,10 @@ def train(
             if augmenter:
                 augmenter.replace(rng, asked, lists, golds)
             asked = [drop_tokens(row, recipe.lists.query_dropout, rng) for row in asked]
-            added = torch.from_numpy(rng.random(len(chosen)) < recipe.with_first_stage)
+            # BM25 says nothing of a sentence without its title: added there, its weight would
+            # fall to nothing, and judged lists would not learn what it leaves out.
+            judged = np.array([items[i].source != MADE for i in chosen])
+            added = torch.from_numpy((rng.random(len(chosen)) < recipe.with_first_stage) & judged)
             mine = slice(processes.process_index, None, team)  # this process's share
             batch = make_batch(
                 asked[mine],

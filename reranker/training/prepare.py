@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _QUERIES = 256  # compared with all texts at a time
-MADE = "made"  # the source of examples that documents' own sentences gave
 _QUERY_KEYS = ("text", "input", "claim")
 
 
@@ -96,7 +95,7 @@ def prepare(
     kept: dict[str, list[examples.Example]] = {"train": [], "dev": []}
     for id, item, _ in items:
         where = side(item.query)
-        if item.source == MADE:  # nobody's queries: trained on, never measured with
+        if item.source == examples.MADE:  # nobody's queries: trained on, never measured with
             if where == "train" and fingerprint(item.query) not in prints:
                 kept["train"].append(item)
         elif where == "dev" and id not in excluded and fingerprint(item.query) not in prints:
@@ -108,7 +107,7 @@ def prepare(
         log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
     if recipe.keep:
         prepare_keep(recipe.keep, recipe.seed, data, out)
-    asked = [item.query for item in kept["train"] if item.source != MADE]
+    asked = [item.query for item in kept["train"] if item.source != examples.MADE]
     if recipe.augment and recipe.augment.queries:
         unlabelled = _unlabelled([data / p for p in recipe.augment.queries], held_out, prints)
         (out / UNLABELLED).write_text(json.dumps(unlabelled, ensure_ascii=False), "utf-8")
@@ -262,14 +261,14 @@ def _made(
             continue
         found = by_title.search(query, recipe.data.window)
         item = examples.example(
-            MADE,
+            examples.MADE,
             query,
             golds=[at[title]],
             window=[at[name] for name, _ in found],
             scores=[score for _, score in found],
         )
         if item.candidates:
-            items.append((MADE, item, set()))
+            items.append((examples.MADE, item, set()))
     log.info("%d queries made of %d documents", len(items), len(documents))
     return items
 

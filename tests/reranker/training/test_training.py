@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from reranker import Cascade, Hit, PassageReranker, TitleReranker
 from reranker.evaluation.contamination import fingerprint, trained_on
 from reranker.evaluation.split import side
 from reranker.training.config import RECIPES, read_recipe
-from reranker.training.examples import load
+from reranker.training.examples import MADE, load, save
 from reranker.training.finish import (
     Window,
     export_trained,
@@ -24,7 +25,6 @@ from reranker.training.finish import (
     without_small,
 )
 from reranker.training.loop import reciprocal_rank, schedule, train
-from reranker.training.prepare import MADE
 from reranker.training.start import load_trained, tokenizer_of
 from tests.reranker.training.conftest import QUERIES, prepared, recipe_text, records
 
@@ -69,6 +69,18 @@ def test_documents_own_sentences_are_queries_for_their_titles(data, backbone, tm
     prints = [np.load(tmp_path / name / "trained-on.npy").tolist() for name in dev]
     assert prints[0] == prints[1]
     assert [item for item in kept if item.source != MADE] == load(tmp_path / "without" / "train")[1]
+
+
+@pytest.mark.parametrize("source", ["beir/all", MADE])
+def test_made_queries_say_nothing_of_the_first_stage(data, backbone, tmp_path, source):
+    text = recipe_text("title", backbone, with_first_stage="1.0", bias_learning_rate="0.1")
+    recipe = prepared(tmp_path, data, text)
+    for name in ("train", "dev"):
+        pool, items = load(tmp_path / name)
+        save(tmp_path / name, pool, [replace(item, source=source) for item in items])
+    train(recipe, tmp_path, stop_at=4)
+    weight = float(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["first_stage"])
+    assert (weight == 1.0) == (source == MADE)
 
 
 def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(data, backbone, tmp_path):
