@@ -18,10 +18,18 @@ if TYPE_CHECKING:
 # A shorter name is as often a part of something else, three capitals are not; a longer one is a
 # sentence, and would make the search for names slow.
 _SHORTEST, _SHORTEST_CAPITALS, _LONGEST = 4, 3, 100
-_ASIDE = re.compile(r"\s*\([^()]*\)$")  # "Mercury (planet)" is called Mercury
 # "The Lincoln Highway" is as often the Lincoln Highway; "The Wall" is another than any wall.
 _ARTICLE = re.compile(r"^The\s+(?=\S+\s+\S)")
 _START = re.compile(r"(?<![^\W_])\S")  # where no letter or digit stands before
+
+
+def without_aside(title: str) -> str:
+    """A title without what tells namesakes apart: "Mercury (planet)" is called Mercury."""
+    # No regular expression: a title may be long, and hold nothing but spaces and parentheses.
+    title = title.strip()
+    name, opened, aside = title.rpartition("(")
+    is_aside = opened and aside.endswith(")") and ")" not in aside[:-1]
+    return name.rstrip() if is_aside else title
 
 
 def name_of(title: str) -> str:
@@ -29,7 +37,7 @@ def name_of(title: str) -> str:
 
     A single lowercase word is a word more often than a name.
     """
-    name = _ARTICLE.sub("", _ASIDE.sub("", title.strip()))
+    name = _ARTICLE.sub("", without_aside(title))
     is_word = name.isalpha() and name.islower()
     shortest = _SHORTEST_CAPITALS if name.isalpha() and name.isupper() else _SHORTEST
     return "" if is_word or not shortest <= len(name) <= _LONGEST else name

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import Document
+from reranker.mentions import without_aside
 from reranker.training import examples
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+")
 _HEADING = re.compile(
     r"^\s{0,3}(?:#{1,6}\s+(?P<marked>.+?)\s*#*|(?P<ruled>\S.*?)\s*\n[=\-~]{3,})\s*$", re.M
 )
-_ASIDE = re.compile(r"\s*\([^()]*\)$")  # of a title, as Wikipedia tells namesakes apart
 _LEAST_WORDS, _MOST_WORDS = 4, 24  # of a sentence that can stand for a query
 _MOST_HEADING_WORDS = 12
 _MOST_CHARACTERS = 20_000  # of a document that are looked at
@@ -68,9 +68,9 @@ def make_queries(
 def without_title(query: str, title: str) -> str:
     """A query made from a document without the document's title, which would give it away.
 
-    "Mercury (planet)" is taken for Mercury. Empty where too little is left to be a query.
+    Empty where too little is left to be a query.
     """
-    name = _ASIDE.sub("", title).strip()
+    name = without_aside(title)
     if name:
         whole = rf"(?<!\w){re.escape(name)}(?!\w)"
         query = " ".join(re.sub(whole, " ", query, flags=re.IGNORECASE).split())

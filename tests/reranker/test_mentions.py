@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reranker.mentions import Names, name_of
+from reranker.mentions import Names, name_of, without_aside
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,17 @@ from reranker.mentions import Names, name_of
 )
 def test_what_a_text_would_call_a_page(title, name):
     assert name_of(title) == name
+
+
+def test_a_hostile_title_takes_no_longer_than_it_is_long():
+    # With a search that goes back over the spaces, each would take many minutes.
+    for title in ("a" + " " * 10**6 + "b", "The" + " \t" * 10**6 + "an ox", "(" * 10**6):
+        assert name_of(title) == ("an ox" if title.startswith("The") else "")
+
+
+@given(st.text("ab ()\t", max_size=12))
+def test_an_aside_is_what_a_regular_expression_finds(title):
+    assert without_aside(title) == re.sub(r"\s*\([^()]*\)\Z", "", title.strip())
 
 
 some_titles = st.lists(st.text("abAB1 .é", max_size=6), max_size=6)
