@@ -77,6 +77,30 @@ def without_title(query: str, title: str) -> str:
     return query if len(query.split()) >= _LEAST_WORDS else ""
 
 
+def against_own_title(
+    name: str,
+    query: str,
+    own: int,
+    at: Mapping[str, int],
+    by_title: BM25,
+    window: int,
+    others: Iterable[int] = (),
+) -> examples.Example:
+    """A made query's example: its document's title against those that share words with it.
+
+    `at` gives each title's place in the pool, `own` is the gold one's. No candidates: none does.
+    """
+    found = by_title.search(query, window)
+    return examples.example(
+        name,
+        query,
+        golds=[own],
+        window=[at[title] for title, _ in found],
+        scores=[score for _, score in found],
+        others=others,
+    )
+
+
 def against_titles(
     name: str,
     made: Iterable[Made],
@@ -95,21 +119,11 @@ def against_titles(
     by_title, by_text = BM25(pool, pool), BM25.over(corpus)
     items = []
     for one in made:
-        found: dict[str, float] = {}
-        for title, score in by_title.search(one.query, window):
-            found.setdefault(title, score)
-        own = corpus[one.document].title
         near = (corpus[id].title for id, _ in by_text.search(one.query, window // 2))
-        others = [at[title] for title in near if title and title not in found]
+        others = [at[title] for title in near if title]
         others += rng.integers(len(pool), size=random).tolist()
-        item = examples.example(
-            name,
-            one.query,
-            golds=[at[own]],
-            window=[at[title] for title in found],
-            scores=list(found.values()),
-            others=others,
-        )
+        own = at[corpus[one.document].title]
+        item = against_own_title(name, one.query, own, at, by_title, window, others)
         if not item.candidates:  # no title has one of the query's words
             item.candidates, item.others = item.others, []
             item.first_stage = [0.0] * len(item.candidates)

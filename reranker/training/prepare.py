@@ -23,7 +23,7 @@ from reranker.models.backbone import find_backbone
 from reranker.training import examples
 from reranker.training.augment import UNLABELLED
 from reranker.training.keep import prepare_keep
-from reranker.training.pairs import make_queries, without_title
+from reranker.training.pairs import against_own_title, make_queries, without_title
 from reranker.training.teachers import with_prompts
 
 if TYPE_CHECKING:
@@ -259,14 +259,8 @@ def _made(
         query = without_title(one.query, title)
         if not query:
             continue
-        found = by_title.search(query, recipe.data.window)
-        item = examples.example(
-            examples.MADE,
-            query,
-            golds=[at[title]],
-            window=[at[name] for name, _ in found],
-            scores=[score for _, score in found],
-        )
+        window = recipe.data.window
+        item = against_own_title(examples.MADE, query, at[title], at, by_title, window)
         if item.candidates:
             items.append((examples.MADE, item, set()))
     log.info("%d queries made of %d documents", len(items), len(documents))
