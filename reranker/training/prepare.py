@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from reranker.evaluation.bm25 import BM25, text_of
 from reranker.evaluation.collections import (
     Collection,
     Document,
+    Query,
     open_text,
     read_collection,
 )
@@ -27,10 +29,10 @@ from reranker.training.pairs import against_own_title, make_queries, without_tit
 from reranker.training.teachers import with_prompts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from reranker.training.config import Recipe
+    from reranker.training.config import Recipe, SourceConfig
 
 log = logging.getLogger(__name__)
 
@@ -67,38 +69,37 @@ def prepare(
     recipe's teacher, its scores of all candidates are written into the examples.
 
     Queries whose text or id is in `exclude` are kept out of both, on top of the split. A query
-    id that is held out under one text is held out under every other.
+    id that is held out under one text is held out under every other of the same source's path.
     """
-    collections = _read(recipe, data)
+    sources = _read(recipe, data)
     excluded = set(exclude)
     prints = {fingerprint(item) for item in excluded}
-    held_out = excluded | {
-        id
-        for collection, _ in collections
-        for id, text in collection.queries
-        if side(text) != "train" or fingerprint(text) in prints
+    held_out = {
+        _QueryId(source.path, id)
+        for source in sources
+        for id, text in source.collection.queries
+        if side(text) != "train" or id in excluded or fingerprint(text) in prints
     }
-    held_out |= _made_from(recipe, data, held_out)
+    held_out |= _made_from(recipe, data, excluded | {id for _, id in held_out})
+    held_out_ids = excluded | {id for _, id in held_out}
 
-    corpus: dict[str, Document] = {}
-    for collection, _ in collections:
-        corpus.update(collection.corpus)
+    # By all that they are: another source's document may have the same id.
+    documents = list(
+        dict.fromkeys(one for source in sources for one in source.collection.corpus.values())
+    )
     build = _titles if recipe.task == "title" else _passages
-    pool, items = build(recipe, collections, corpus)
+    pool, items = build(recipe, sources, documents)
     if encode and recipe.data.dense:
         _add_nearest(recipe, encode, pool, items)
 
-    weights = {
-        collection.name: source.weight
-        for (collection, _), source in zip(collections, recipe.data.sources, strict=True)
-    }
+    weights = {source.collection.name: source.config.weight for source in sources}
     kept: dict[str, list[examples.Example]] = {"train": [], "dev": []}
     for id, item, _ in items:
         where = side(item.query)
-        if item.source == examples.MADE:  # nobody's queries: trained on, never measured with
+        if id is None:  # nobody's queries: trained on, never measured with
             if where == "train" and fingerprint(item.query) not in prints:
                 kept["train"].append(item)
-        elif where == "dev" and id not in excluded and fingerprint(item.query) not in prints:
+        elif where == "dev" and id.id not in excluded and fingerprint(item.query) not in prints:
             kept["dev"].append(item)
         elif where == "train" and id not in held_out:
             kept["train"].extend([item] * times(item, weights.get(item.source, 1.0)))
@@ -109,15 +110,32 @@ def prepare(
         prepare_keep(recipe.keep, recipe.seed, data, out)
     asked = [item.query for item in kept["train"] if item.source != examples.MADE]
     if recipe.augment and recipe.augment.queries:
-        unlabelled = _unlabelled([data / p for p in recipe.augment.queries], held_out, prints)
+        unlabelled = _unlabelled([data / p for p in recipe.augment.queries], held_out_ids, prints)
         (out / UNLABELLED).write_text(json.dumps(unlabelled, ensure_ascii=False), "utf-8")
         log.info("%d queries without judgements", len(unlabelled))
         asked += unlabelled
     np.save(out / FILE, fingerprints(asked))
 
 
-def _read(recipe: Recipe, data: Path) -> list[tuple[Collection, bool]]:
-    """Every source's collection, and whether its gold titles' other passages are skipped."""
+class _QueryId(NamedTuple):
+    """A query's id, which says nothing outside the files that it comes from."""
+
+    path: str
+    id: str
+
+
+class _Source(NamedTuple):
+    """A source of the recipe with what was read of it."""
+
+    config: SourceConfig
+    collection: Collection
+
+    @property
+    def path(self) -> str:
+        return os.path.normpath(self.config.path)
+
+
+def _read(recipe: Recipe, data: Path) -> list[_Source]:
     read = []
     for source in recipe.data.sources:
         corpora = [data / path for path in recipe.data.corpora]
@@ -126,7 +144,7 @@ def _read(recipe: Recipe, data: Path) -> list[tuple[Collection, bool]]:
             data / source.path, source.format, source.queries, corpora if is_pages else ()
         )
         log.info("%s: %d judged queries", collection.name, len(collection.judged))
-        read.append((collection, source.skip_gold_title))
+        read.append(_Source(source, collection))
     return read
 
 
@@ -155,115 +173,128 @@ def times(item: examples.Example, weight: float) -> int:
     return int(weight) + (share < weight % 1)
 
 
-def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[str]:
+def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[_QueryId]:
     """Ids of queries that were made from a held-out one and would give it away."""
-    found: set[str] = set()
+    found: set[_QueryId] = set()
     for source in recipe.data.sources:
         if source.made_from is None:
             continue
+        path = os.path.normpath(source.path)
         with open_text(data / source.path) as lines:
             for line in lines:
                 record = json.loads(line)
                 if record.get(source.made_from) in held_out:
-                    found.update(str(record[key]) for key in ("_id", "id", "uid") if key in record)
+                    found.update(
+                        _QueryId(path, str(record[key]))
+                        for key in ("_id", "id", "uid")
+                        if key in record
+                    )
     return found
 
 
-_Items = list[tuple[str, examples.Example, set[int]]]  # query id, example, places never drawn
+# Query id (None: a made query), example, places never drawn.
+_Items = list[tuple[_QueryId | None, examples.Example, set[int]]]
 
 
 def _passages(
-    recipe: Recipe, collections: Sequence[tuple[Collection, bool]], corpus: dict[str, Document]
+    recipe: Recipe, sources: Sequence[_Source], documents: Sequence[Document]
 ) -> tuple[list[str], _Items]:
-    ids = list(corpus)
-    at = {id: place for place, id in enumerate(ids)}
+    at = {document: place for place, document in enumerate(documents)}
     by_title: dict[str, list[int]] = {}
-    for id, document in corpus.items():
-        by_title.setdefault(document.title, []).append(at[id])
-    bm25 = BM25.over(corpus)
+    for place, document in enumerate(documents):
+        by_title.setdefault(document.title, []).append(place)
+    bm25 = _by_text(documents)
     items: _Items = []
-    for collection, skip in collections:
-        for query in collection.judged:
-            golds = [id for id, judged in collection.qrels[query.id].items() if judged > 0]
+    for source in sources:
+        for query, relevant in _judged(source.collection):
             found = bm25.search(query.text, recipe.data.window)
-            titles = {corpus[id].title for id in golds} if skip else set()
+            titles = {one.title for one in relevant} if source.config.skip_gold_title else set()
             skipped = {place for title in titles if title for place in by_title[title]}
             item = examples.example(
-                collection.name,
+                source.collection.name,
                 query.text,
-                golds=[at[id] for id in golds],
-                window=[at[id] for id, _ in found],
+                golds=[at[one] for one in relevant],
+                window=[int(place) for place, _ in found],
                 scores=[score for _, score in found],
                 skip=skipped,
             )
             if item.candidates:
-                items.append((query.id, item, skipped))
-        log.info("%s: candidates found", collection.name)
-    return [text_of(document) for document in corpus.values()], items
+                items.append((_QueryId(source.path, query.id), item, skipped))
+        log.info("%s: candidates found", source.collection.name)
+    return [text_of(document) for document in documents], items
+
+
+def _by_text(documents: Sequence[Document]) -> BM25:
+    """An engine over documents that names them by their places."""
+    return BM25([str(place) for place in range(len(documents))], map(text_of, documents))
+
+
+def _judged(collection: Collection) -> Iterator[tuple[Query, list[Document]]]:
+    """The judged queries, each with its relevant documents."""
+    for query in collection.judged:
+        judged = collection.qrels[query.id]
+        yield query, [collection.corpus[id] for id, value in judged.items() if value > 0]
 
 
 def _titles(
-    recipe: Recipe, collections: Sequence[tuple[Collection, bool]], corpus: dict[str, Document]
+    recipe: Recipe, sources: Sequence[_Source], documents: Sequence[Document]
 ) -> tuple[list[str], _Items]:
-    pool = list(dict.fromkeys(d.title for d in corpus.values() if d.title))
+    pool = list(dict.fromkeys(d.title for d in documents if d.title))
     at = {title: place for place, title in enumerate(pool)}
     by_title = BM25(pool, pool)
-    by_text = BM25.over(corpus)
+    by_text = _by_text(documents)
     half = recipe.data.window
     items: _Items = []
-    for collection, _ in collections:
-        for query in collection.judged:
-            golds = {
-                at[corpus[id].title]
-                for id, judged in collection.qrels[query.id].items()
-                if judged > 0 and corpus[id].title
-            }
+    for source in sources:
+        for query, relevant in _judged(source.collection):
+            golds = {at[one.title] for one in relevant if one.title}
             if not golds:
                 continue
             # Two windows, as the title stage meets them: of an index of titles, and the pages of
             # the best passages.
-            for found in (by_title.search(query.text, half), by_text.search(query.text, half)):
+            titles = by_title.search(query.text, half)
+            pages = by_text.search(query.text, half)
+            for found in (titles, [(documents[int(place)].title, score) for place, score in pages]):
                 window: dict[int, float] = {}
-                for id, score in found:
-                    title = corpus[id].title if id in corpus else id
+                for title, score in found:
                     if title:
                         window.setdefault(at[title], score)
                 item = examples.example(
-                    collection.name,
+                    source.collection.name,
                     query.text,
                     golds=golds,
                     window=list(window),
                     scores=list(window.values()),
                 )
                 if item.candidates:
-                    items.append((query.id, item, set()))
-        log.info("%s: candidates found", collection.name)
+                    items.append((_QueryId(source.path, query.id), item, set()))
+        log.info("%s: candidates found", source.collection.name)
     if recipe.data.made:
-        items += _made(recipe, corpus, at, by_title)
+        items += _made(recipe, documents, at, by_title)
     return pool, items
 
 
 def _made(
-    recipe: Recipe, corpus: dict[str, Document], at: dict[str, int], by_title: BM25
+    recipe: Recipe, documents: Sequence[Document], at: dict[str, int], by_title: BM25
 ) -> _Items:
     """Documents' own sentences as queries for their titles, so that the model learns these.
 
     Candidates are the titles that share words with the sentence, as in an index of titles.
     """
     rng = np.random.default_rng([recipe.seed, 5])
-    # A page may be in several corpora, under several ids.
-    documents = {(document.title, document.text): document for document in corpus.values()}
+    # A page may be in several corpora, under several ids; what is made of it names its title.
+    pages = {(one.title, one.text): one._replace(id=one.title) for one in documents}
     items: _Items = []
-    for one in make_queries(documents.values(), rng, recipe.data.made, cut=True):
-        title = corpus[one.document].title
+    for one in make_queries(pages.values(), rng, recipe.data.made, cut=True):
+        title = one.document
         query = without_title(one.query, title)
         if not query:
             continue
         window = recipe.data.window
         item = against_own_title(examples.MADE, query, at[title], at, by_title, window)
         if item.candidates:
-            items.append((examples.MADE, item, set()))
-    log.info("%d queries made of %d documents", len(items), len(documents))
+            items.append((None, item, set()))
+    log.info("%d queries made of %d documents", len(items), len(pages))
     return items
 
 
