@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 # "joint" is the passage stage's model together with its dual encoder.
 Task = Literal["title", "passage", "joint"]
 Precision = Literal["int8", "fp32"]
+Exclude = Annotated[
+    list[Path] | None,
+    typer.Option(help="JSON Lines of queries never to be used, by id and by text (repeatable)."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,10 +46,7 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="A recipe (TOML). Without: the shipped model's.")
     ] = None,
-    exclude: Annotated[
-        list[Path] | None,
-        typer.Option(help="JSON Lines of queries never to train on, by id and by text."),
-    ] = None,
+    exclude: Exclude = None,
     threads: Annotated[int | None, typer.Option(help="Threads. Without: all cores.")] = None,
     stop_at: Annotated[int | None, typer.Option(help="Stop after this step; resume later.")] = None,
     dry_run: Annotated[
@@ -61,10 +62,9 @@ def train(
     import torch
 
     from reranker.training import config as configs
-    from reranker.training.finish import sources_of
     from reranker.training.loop import find_processes
     from reranker.training.loop import train as run
-    from reranker.training.prepare import prepare_once
+    from reranker.training.prepare import prepare_once, sources_of
 
     logging.getLogger("reranker").setLevel(logging.INFO)
     recipe_path = config or configs.RECIPES / f"{task}.toml"
@@ -150,6 +150,7 @@ def fuse(
         typer.Option(help="The recipe whose dev queries are used. Without: title.toml."),
     ] = None,
     queries: Annotated[int, typer.Option(min=10, help="Dev queries per query set.")] = 60,
+    exclude: Exclude = None,
     stop_share: Annotated[
         float,
         typer.Option(
@@ -166,6 +167,7 @@ def fuse(
     from reranker.stages import PassageReranker, TitleReranker
     from reranker.training import config as configs
     from reranker.training.finish import fit_fusion, score_windows
+    from reranker.training.prepare import sources_of
     from reranker.training.stopping import fit_stopping, try_stopping
 
     path = config or configs.RECIPES / "title.toml"
@@ -175,6 +177,7 @@ def fuse(
         TitleReranker.load(model / "title"),
         PassageReranker.load(model / "passage"),
         queries,
+        exclude=sources_of(exclude or []),
     )
     fusion = fit_fusion(windows)
     fusion.write(model / "fusion.json")

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import read_collection
 from reranker.evaluation.contamination import FILE
-from reranker.evaluation.split import side
 from reranker.fusion import Fusion, neutral, standardise
 from reranker.mentions import Names
 from reranker.models.export import Precision, export, has_dual, measure_ranges
 from reranker.runtime import load_model
 from reranker.training.examples import load
 from reranker.training.lists import Tokens, padded
+from reranker.training.prepare import dev_queries
 from reranker.training.start import load_trained, tokenizer_of
 
 if TYPE_CHECKING:
@@ -163,12 +163,14 @@ def score_windows(
     passage: PassageReranker,
     queries: int = 60,
     depth: int = 30,
+    exclude: Sequence[str] = (),
 ) -> dict[str, list[Window]]:
     """Windows of the dev split, per query set: BM25's top 100, both stages' logits.
 
     Passages are read for the `depth` hits that titles and BM25 together put first, as in a
     cascade. Sets of pages (KILT, HoVer) have titles only, and BM25 is over these. Sets of less
     than a third of the largest one's windows are left out: they would count as much as it does.
+    So are queries whose id or text is in `exclude`.
     """
     found: dict[str, list[Window]] = {}
     engines: dict[tuple[str, bool], BM25] = {}
@@ -181,8 +183,7 @@ def score_windows(
         if key not in engines:
             engines[key] = BM25.over(corpus, "title" if pages else "both")
         engine = engines[key]
-        chosen = [query for query in collection.judged if side(query.text) == "dev"][:queries]
-        for query in chosen:
+        for query in dev_queries(collection, exclude)[:queries]:
             window = engine.search(query.text, 100)
             relevant = collection.qrels[query.id]
             gold = np.array([relevant.get(id, 0) > 0 for id, _ in window], dtype=bool)
@@ -289,15 +290,3 @@ def _compact(text: str) -> str:
     tokenizer = json.loads(text)
     tokenizer["padding"] = tokenizer["truncation"] = None
     return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
-
-
-def sources_of(paths: Sequence[Path]) -> list[str]:
-    """Ids and texts of the queries in JSON Lines files: what `prepare` is to leave out."""
-    found: list[str] = []
-    for path in paths:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                keys = ("_id", "id", "text", "input")
-                found.extend(str(record[key]) for key in keys if key in record)
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from reranker.evaluation.split import side
 from reranker.models.backbone import find_backbone
 from reranker.training import examples
 from reranker.training.augment import UNLABELLED
+from reranker.training.inputs import check_inputs, keep_inputs
 from reranker.training.keep import prepare_keep
 from reranker.training.pairs import against_own_title, make_queries, without_title
 from reranker.training.teachers import with_prompts
@@ -37,15 +38,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _QUERIES = 256  # compared with all texts at a time
-_QUERY_KEYS = ("text", "input", "claim")
+_ID_KEYS = ("_id", "id", "uid", "query_id")
+_QUERY_KEYS = ("text", "input", "claim", "question", "query")
 
 
 def prepare_once(recipe: Recipe, data: Path, out: Path, exclude: Iterable[str] = ()) -> bool:
-    """`prepare`, with the recipe's bi-encoder, unless it was done; whether it ran."""
+    """`prepare`, with the recipe's bi-encoder, unless it was done; whether it ran.
+
+    Raises ValueError where it was done with other data, or without the same queries.
+    """
+    exclude = sorted(set(exclude))
     if (out / FILE).exists():
+        check_inputs(out, _inputs(data, exclude))
         return False
     prepare(recipe, data, out, exclude, find_encoder(recipe) if recipe.data.dense else None)
     return True
+
+
+def _inputs(data: Path, exclude: Iterable[str]) -> dict[str, Any]:
+    return {"--data": str(data.resolve()), "--exclude": sorted(set(exclude))}
 
 
 def find_encoder(recipe: Recipe) -> BiEncoder:
@@ -114,7 +125,55 @@ def prepare(
         (out / UNLABELLED).write_text(json.dumps(unlabelled, ensure_ascii=False), "utf-8")
         log.info("%d queries without judgements", len(unlabelled))
         asked += unlabelled
+    keep_inputs(out, _inputs(data, excluded))
     np.save(out / FILE, fingerprints(asked))
+
+
+def sources_of(paths: Sequence[Path]) -> list[str]:
+    """Ids and texts of the queries in JSON Lines files, `.gz` too: what `prepare` is to leave out.
+
+    Raises ValueError for a record that has neither.
+    """
+    found: list[str] = []
+    for path in paths:
+        for number, record in _records(path):
+            known = [record.get(key) for key in (*_ID_KEYS, *_QUERY_KEYS)]
+            named = [str(value) for value in known if value not in (None, "")]
+            if not named:
+                raise ValueError(
+                    f"{path}, line {number}: no query; give its id as one of "
+                    f"{', '.join(_ID_KEYS)}, or its text as one of {', '.join(_QUERY_KEYS)}"
+                )
+            found += named
+    return found
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A JSON Lines file's objects with their lines' numbers; raises ValueError for other lines."""
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                record = None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number} is not a JSON object; mend the file")
+            yield number, record
+
+
+def dev_queries(collection: Collection, exclude: Iterable[str] = ()) -> list[Query]:
+    """A collection's judged queries of the dev split, without those that `exclude` names."""
+    excluded = set(exclude)
+    prints = {fingerprint(item) for item in excluded}
+    return [
+        query
+        for query in collection.judged
+        if side(query.text) == "dev"
+        and query.id not in excluded
+        and fingerprint(query.text) not in prints
+    ]
 
 
 class _QueryId(NamedTuple):
@@ -152,19 +211,20 @@ def _unlabelled(paths: Sequence[Path], held_out: set[str], prints: set[int]) -> 
     """Queries of JSON Lines files that may be trained on; raises ValueError for one without."""
     found: dict[str, None] = {}
     for path in paths:
-        with open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                record = json.loads(line) if line.strip() else {"text": ""}
-                query = next((record[key] for key in _QUERY_KEYS if key in record), None)
-                if not isinstance(query, str):
-                    raise ValueError(
-                        f"{path}, line {number}: no query; give one of {', '.join(_QUERY_KEYS)}"
-                    )
-                ids = {str(record[key]) for key in ("_id", "id", "uid") if key in record}
-                excluded = fingerprint(query) in prints or bool(ids & held_out)
-                if query.strip() and side(query) == "train" and not excluded:
-                    found[query] = None
+        for number, record in _records(path):
+            query = next((record[key] for key in _QUERY_KEYS if key in record), None)
+            if not isinstance(query, str):
+                raise ValueError(
+                    f"{path}, line {number}: no query; give one of {', '.join(_QUERY_KEYS)}"
+                )
+            excluded = fingerprint(query) in prints or not held_out.isdisjoint(_ids(record))
+            if query.strip() and side(query) == "train" and not excluded:
+                found[query] = None
     return list(found)
+
+
+def _ids(record: dict[str, Any]) -> set[str]:
+    return {str(record[key]) for key in _ID_KEYS if key in record}
 
 
 def times(item: examples.Example, weight: float) -> int:
@@ -180,15 +240,9 @@ def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[_QueryId]:
         if source.made_from is None:
             continue
         path = os.path.normpath(source.path)
-        with open_text(data / source.path) as lines:
-            for line in lines:
-                record = json.loads(line)
-                if record.get(source.made_from) in held_out:
-                    found.update(
-                        _QueryId(path, str(record[key]))
-                        for key in ("_id", "id", "uid")
-                        if key in record
-                    )
+        for _, record in _records(data / source.path):
+            if record.get(source.made_from) in held_out:
+                found.update(_QueryId(path, id) for id in _ids(record))
     return found
 
 

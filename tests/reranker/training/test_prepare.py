@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from reranker.evaluation.split import side
 from reranker.training.config import Recipe
 from reranker.training.examples import load
-from reranker.training.prepare import prepare
+from reranker.training.finish import score_windows
+from reranker.training.prepare import prepare, prepare_once, sources_of
 
 ANIMALS = ["cat", "dog", "horse", "mouse", "eagle", "whale", "tiger", "shark", "camel", "panda"]
 METALS = ["iron", "gold", "silver", "copper", "zinc", "lead", "tin", "nickel", "cobalt", "chrome"]
@@ -90,3 +93,61 @@ def test_a_held_out_id_is_not_another_source_s(tmp_path):
     _, items = load(tmp_path / "out/train")
     wanted = {asked(word) for word in [*METALS[:9], ANIMALS[9]]}
     assert {item.query for item in items} == wanted
+
+
+def test_what_is_to_be_left_out_is_read_by_id_and_text(tmp_path):
+    lines = [
+        '{"_id": "a", "text": "b c"}',
+        "",
+        '{"id": 4, "input": "e"}',
+        '{"uid": "f", "claim": "g"}',
+        '{"query_id": "h", "question": "i"}',
+        '{"query": "j"}',
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines), "utf-8")
+    with gzip.open(tmp_path / "q.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+    wanted = ["a", "b c", "4", "e", "f", "g", "h", "i", "j"]
+    assert sources_of([tmp_path / "q.jsonl"]) == wanted
+    assert sources_of([tmp_path / "q.jsonl.gz"]) == wanted
+
+
+@pytest.mark.parametrize("line", ['{"qid": "a"}', '{"text": ""}', '["a"]', "{broken"])
+def test_a_line_that_excludes_nothing_is_named(tmp_path, line):
+    (tmp_path / "q.jsonl").write_text(f'{{"_id": "a"}}\n{line}\n', "utf-8")
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 2"):
+        sources_of([tmp_path / "q.jsonl"])
+
+
+def test_a_prepared_folder_keeps_what_it_was_made_of(tmp_path):
+    sides = ["dev", *["train"] * 9]
+    write_words(tmp_path / "data/one", ANIMALS, sides)
+    write_words(tmp_path / "other/one", ANIMALS, sides)
+    recipe = recipe_of("title", "one")
+    assert prepare_once(recipe, tmp_path / "data", tmp_path / "out", ["3", "4"])
+    assert not prepare_once(recipe, tmp_path / "data", tmp_path / "out", ["4", "3", "3"])
+    with pytest.raises(ValueError, match="another --exclude; give the same one, or another --out"):
+        prepare_once(recipe, tmp_path / "data", tmp_path / "out")
+    with pytest.raises(ValueError, match="another --data"):
+        prepare_once(recipe, tmp_path / "other", tmp_path / "out", ["3", "4"])
+
+
+class Asked:
+    """A model that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.queries: set[str] = set()
+
+    def score(self, query: str, titles: list[str], passages: object = None) -> np.ndarray:
+        self.queries.add(query)
+        return np.zeros(len(titles))
+
+
+@pytest.mark.parametrize("by_text", [False, True])
+def test_the_fusion_is_not_fitted_on_excluded_queries(tmp_path, by_text):
+    write_words(tmp_path / "one", ANIMALS, ["dev"] * 10)
+    excluded = [asked(ANIMALS[3], "dev") if by_text else "3"]
+    title = Asked()
+    recipe = recipe_of("passage", "one")
+    score_windows(recipe, tmp_path, title, title, exclude=excluded)  # type: ignore[arg-type]
+    assert title.queries == {asked(word, "dev") for word in ANIMALS if word != ANIMALS[3]}

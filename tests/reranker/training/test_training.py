@@ -21,7 +21,6 @@ from reranker.training.finish import (
     fit_fusion,
     kendall_tau,
     score_windows,
-    sources_of,
     without_small,
 )
 from reranker.training.loop import reciprocal_rank, schedule, train
@@ -297,11 +296,6 @@ def test_a_wrong_recipe_names_the_field(tmp_path, text, message):
 
 def test_the_shipped_recipes_are_valid():
     assert {read_recipe(path).task for path in RECIPES.glob("*.toml")} == {"title", "passage"}
-
-
-def test_what_is_to_be_left_out_is_read_by_id_and_text(tmp_path):
-    (tmp_path / "q.jsonl").write_text('{"_id": "a", "text": "b c"}\n{"id": "d", "input": "e"}\n')
-    assert sources_of([tmp_path / "q.jsonl"]) == ["a", "b c", "d", "e"]
 
 
 def test_a_pairwise_model_has_no_dual_encoder(data, backbone, tmp_path):
