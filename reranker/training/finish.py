@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +20,11 @@ from reranker.runtime import load_model
 from reranker.training.examples import load
 from reranker.training.lists import Tokens, padded
 from reranker.training.prepare import dev_queries
-from reranker.training.start import load_trained, tokenizer_of
+from reranker.training.start import load_trained, seen_by, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -57,10 +57,7 @@ def export_trained(
     """Write a training's result as a model folder for serving; see `load_trained`."""
     recipe, model = load_trained(folder, blend, average)
     export_model(recipe, model, folder, out, name, precision, blend)
-    seen = [np.load(folder / FILE)]
-    if recipe.start is not None and (Path(recipe.start) / FILE).is_file():
-        seen.append(np.load(Path(recipe.start) / FILE))  # its weights know those queries, too
-    np.save(out / FILE, np.unique(np.concatenate(seen)))
+    np.save(out / FILE, seen_by(folder))
 
 
 def export_model(

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from reranker.evaluation.contamination import FILE
 from reranker.models.backbone import load_backbone, load_tokenizer
 from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.pair import PairEncoder
@@ -20,6 +21,8 @@ from reranker.training.config import read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from reranker.training.config import Recipe
 
@@ -48,6 +51,23 @@ def new_model(recipe: Recipe) -> Model:
             model = BroadcastEncoder(replace(model.config, sinks=True))
         model.load_state_dict(some_layers(teacher.state_dict(), taught_by.layers, model))
     return with_sinks(model, recipe)
+
+
+def seen_by(folder: Path) -> NDArray[np.uint64]:
+    """Fingerprints of the queries that a training's or a model folder's weights were trained on.
+
+    Those that the weights knew which they started from are among them.
+    """
+    path = folder / FILE
+    seen = [np.load(path) if path.is_file() else np.empty(0, np.uint64)]
+    if (folder / "recipe.toml").is_file():
+        recipe = read_recipe(folder / "recipe.toml")
+        start = recipe.start
+        if start is None and recipe.taught_by is not None and recipe.taught_by.layers:
+            start = recipe.taught_by.folder
+        if start is not None:
+            seen.append(seen_by(Path(start)))
+    return np.unique(np.concatenate(seen))
 
 
 def tokenizer_of(recipe: Recipe) -> str:

@@ -194,6 +194,20 @@ def test_what_the_start_was_trained_on_stays_known(data, backbone, tmp_path):
     assert trained_on(tmp_path / "m2") == {*early.tolist(), *own.tolist()}
 
 
+@pytest.mark.parametrize("first", ["start", "layers"])
+def test_what_an_earlier_start_was_trained_on_stays_known(data, backbone, tmp_path, first):
+    text = recipe_text("title", backbone)
+    taught = f'[taught_by]\nfolder = "{tmp_path / "0"}"\nlayers = [0, 1]\n'
+    second = text + taught if first == "layers" else f'start = "{tmp_path / "0"}"\n{text}'
+    texts = [text, second, f'start = "{tmp_path / "1"}"\n{text}']
+    for number, one in enumerate(texts):
+        recipe = prepared(tmp_path / str(number), data, one)
+        np.save(tmp_path / str(number) / "trained-on.npy", np.array([number], dtype=np.uint64))
+        train(recipe, tmp_path / str(number), stop_at=4)
+    export_trained(tmp_path / "2", tmp_path / "model", "third", "fp32")
+    assert trained_on(tmp_path / "model") == {0, 1, 2}
+
+
 def test_what_is_trained_further_reads_its_start_s_tokens(data, backbone, tmp_path):
     recipe = prepared(tmp_path / "first", data, recipe_text("title", backbone))
     train(recipe, tmp_path / "first", stop_at=4)
