@@ -234,7 +234,15 @@ def mine(
         near = nearest(vectors, read, min(config.depth + 1, len(searched)))
         found = [searched[i] for i in near]
         if at < len(chosen):
-            one = _labelled(config, model, read, items[chosen[at]], found, rows)
+            item = items[chosen[at]]
+            out = {*item.golds, *item.skipped}
+            # A made query's text is its passage once more, or what is left of it.
+            found = [
+                text
+                for text in found
+                if (text if text < len(pool) else made[text - len(pool)].place) not in out
+            ]
+            one = _labelled(config, model, read, item, found, rows)
         elif at < len(chosen) + len(asked):
             one = _unlabelled(config, model, read, query, found, rows)
         else:
@@ -259,7 +267,7 @@ def _labelled(
     found: Sequence[int],
     rows: Tokens,
 ) -> MinedList | None:
-    others = [text for text in found if text not in item.golds][: config.depth]
+    others = found[: config.depth]
     logits = score_texts(model, read, rows, [*item.golds, *others])
     best = float(logits[: len(item.golds)].max())
     positives, negatives = sort_out(logits[len(item.golds) :], best, config)

@@ -38,6 +38,8 @@ class Example:
     others: list[int] = field(default_factory=list)  # candidates without a first-stage score
     # A teacher's scores of `texts`, as far as they go; None: not scored.
     taught: list[float | None] = field(default_factory=list)
+    # Never to be drawn: likely to be relevant though unjudged.
+    skipped: list[int] = field(default_factory=list)
 
     @property
     def texts(self) -> list[int]:
@@ -64,8 +66,8 @@ def example(
 
     A gold text outside the window gets the first-stage score of the window's last hit.
     """
-    golds = sorted(set(golds))
-    out = set(golds) | set(skip)
+    golds, skip = sorted(set(golds)), set(skip)
+    out = skip.union(golds)
     z = standardise(np.asarray(scores, dtype=np.float64))
     at = {text: float(value) for text, value in zip(window, z, strict=True)}
     floor = min(at.values(), default=0.0)
@@ -78,6 +80,7 @@ def example(
         first_stage=[round(at[text], 4) for text in kept],
         gold_first_stage=[round(at.get(text, floor), 4) for text in golds],
         others=[text for text in dict.fromkeys(others) if text not in out and text not in at],
+        skipped=sorted(skip),
     )
 
 

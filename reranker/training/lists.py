@@ -137,7 +137,8 @@ def draw_list(
     take(item.others, config.dense)
     if config.random:
         drawn = rng.integers(pool, size=4 * config.random).tolist()
-        take([text for text in drawn if text not in item.golds], config.random)
+        out = {*item.golds, *item.skipped}
+        take([text for text in drawn if text not in out], config.random)
     take(item.candidates, config.size)
     return list(texts), list(texts.values())
 

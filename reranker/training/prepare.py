@@ -105,7 +105,7 @@ def prepare(
 
     weights = {source.collection.name: source.config.weight for source in sources}
     kept: dict[str, list[examples.Example]] = {"train": [], "dev": []}
-    for id, item, _ in items:
+    for id, item in items:
         where = side(item.query)
         if id is None:  # nobody's queries: trained on, never measured with
             if where == "train" and fingerprint(item.query) not in prints:
@@ -246,8 +246,7 @@ def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[_QueryId]:
     return found
 
 
-# Query id (None: a made query), example, places never drawn.
-_Items = list[tuple[_QueryId | None, examples.Example, set[int]]]
+_Items = list[tuple[_QueryId | None, examples.Example]]  # query id; None: a made query
 
 
 def _passages(
@@ -263,17 +262,16 @@ def _passages(
         for query, relevant in _judged(source.collection):
             found = bm25.search(query.text, recipe.data.window)
             titles = {one.title for one in relevant} if source.config.skip_gold_title else set()
-            skipped = {place for title in titles if title for place in by_title[title]}
             item = examples.example(
                 source.collection.name,
                 query.text,
                 golds=[at[one] for one in relevant],
                 window=[int(place) for place, _ in found],
                 scores=[score for _, score in found],
-                skip=skipped,
+                skip={place for title in titles if title for place in by_title[title]},
             )
             if item.candidates:
-                items.append((_QueryId(source.path, query.id), item, skipped))
+                items.append((_QueryId(source.path, query.id), item))
         log.info("%s: candidates found", source.collection.name)
     return [text_of(document) for document in documents], items
 
@@ -321,7 +319,7 @@ def _titles(
                     scores=list(window.values()),
                 )
                 if item.candidates:
-                    items.append((_QueryId(source.path, query.id), item, set()))
+                    items.append((_QueryId(source.path, query.id), item))
         log.info("%s: candidates found", source.collection.name)
     if recipe.data.made:
         items += _made(recipe, documents, at, by_title)
@@ -347,7 +345,7 @@ def _made(
         window = recipe.data.window
         item = against_own_title(examples.MADE, query, at[title], at, by_title, window)
         if item.candidates:
-            items.append((None, item, set()))
+            items.append((None, item))
     log.info("%d queries made of %d documents", len(items), len(pages))
     return items
 
@@ -357,17 +355,17 @@ def _add_nearest(recipe: Recipe, encode: BiEncoder, pool: Sequence[str], items: 
     texts = normalise(encode.texts(pool))
     teaches = recipe.taught_by is not None and recipe.taught_by.encoder is not None
     scale = recipe.taught_by.scale if recipe.taught_by else 1.0
-    of_query: dict[str, list[tuple[examples.Example, set[int]]]] = {}
-    for _, item, skipped in items:
-        of_query.setdefault(item.query, []).append((item, skipped))
+    of_query: dict[str, list[examples.Example]] = {}
+    for _, item in items:
+        of_query.setdefault(item.query, []).append(item)
     asked = list(of_query)
     for start in range(0, len(asked), _QUERIES):
         some = asked[start : start + _QUERIES]
         cosines = normalise(encode.queries(some)) @ texts.T  # (queries, pool)
         for query, row in zip(some, cosines, strict=True):
             found = highest(row, recipe.data.dense)
-            for item, skipped in of_query[query]:
-                out = {*item.golds, *item.candidates, *skipped}
+            for item in of_query[query]:
+                out = {*item.golds, *item.candidates, *item.skipped}
                 item.others = [text for text in found if text not in out]
                 if teaches:
                     item.taught = [round(scale * float(row[text]), 3) for text in item.texts]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -209,6 +211,25 @@ def test_mining_follows_the_model(pool, tokenizer, items, tmp_path):
     assert Mined.read(tmp_path / "mined" / "20.json") == mined
 
 
+def test_judged_queries_are_not_mined_against_copies_of_their_gold_texts(pool, tokenizer, items):
+    skipping = [
+        example("s", i.query, i.golds, range(12, 27), range(15), skip=[i.golds[0] + 30])
+        for i in items
+    ]
+    config = replace_config(labelled=12, made=60, pool=60, depth=100)
+    model, texts = random_encoder(SMALL), Tokens(tokenizer, pool, 16)
+    mined = mine(recipe(config), model, 0, pool, texts, skipping, tokenizer)
+    labelled = [one for one in mined.lists if one.kind == "labelled"]
+    assert len(labelled) == len(items)
+    for one in labelled:
+        item = next(item for item in skipping if item.query == one.query)
+        out = {*item.golds, *item.skipped}
+        found = {*one.negatives, *one.retrieved, *one.golds} - set(item.golds)
+        sources = {at if at < 60 else passage_of(mined.texts[at - 60], pool) for at in found}
+        assert len(found) > 60
+        assert not sources & out
+
+
 def test_a_model_that_is_sure_of_a_wrong_gold_text_gains_a_pseudo_positive(pool, tokenizer, items):
     # Confidence that is always above one half makes of everything better than the gold a positive.
     config = replace_config(positive_above=0.500001, negative_below=0.499, made=0)
@@ -249,3 +270,11 @@ def sharp(seed: int = 0) -> BroadcastEncoder:
 
 def replace_config(**changes: float) -> AugmentConfig:
     return CONFIG.model_copy(update=changes)
+
+
+def passage_of(made: str, pool: list[str]) -> int:
+    """The place of the passage whose words a made query's text has, or what is left of them."""
+    (place,) = (
+        at for at, text in enumerate(pool) if Counter(made.split()) <= Counter(text.split())
+    )
+    return place

@@ -117,3 +117,12 @@ def test_the_share_that_is_dropped_is_the_share_asked_for():
     rng = np.random.default_rng(0)
     lengths = [len(drop_tokens(np.arange(42), 0.25, rng)) - 2 for _ in range(300)]
     assert 0.72 < np.mean(lengths) / 40 < 0.78
+
+
+def test_what_is_skipped_is_not_drawn_from_the_pool_either():
+    config = ListConfig(size=5, near=0, random=4)
+    item = example("s", "q", [0], [1], [1.0], skip=[2, 3])
+    drawn: set[int] = set()
+    for seed in range(50):
+        drawn |= set(draw_list(item, config, 8, np.random.default_rng(seed))[0])
+    assert drawn == {0, 1, 4, 5, 6, 7}
