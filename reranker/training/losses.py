@@ -65,8 +65,8 @@ def in_batch_softmax(scores: Tensor, gold: Tensor, valid: Tensor, elsewhere: Ten
     [b, b * N : (b + 1) * N]; `elsewhere` (B, B * N) names the others that may stand against it.
     The usual way to train a dual encoder (DPR, arXiv 2004.04906, section 3.2); a scalar.
     """
-    rows = torch.arange(len(gold))
-    spread = torch.zeros(len(gold), *gold.shape, dtype=torch.bool)
+    rows = torch.arange(len(gold), device=gold.device)
+    spread = torch.zeros(len(gold), *gold.shape, dtype=torch.bool, device=gold.device)
     spread[rows, rows] = valid & ~gold
     own = spread.flatten(1) | elsewhere  # (B, B * N), every text that counts as a negative
     against = torch.logsumexp(scores.masked_fill(~own, _OUT), -1, keepdim=True)  # (B, 1)

@@ -158,6 +158,21 @@ def test_in_batch_softmax_is_the_loop_over_golds_and_negatives(seed):
     assert float(got) == pytest.approx(wanted, abs=1e-9)
 
 
+def test_losses_are_made_where_their_tensors_are():
+    """On a device that holds no values: whatever is made elsewhere does not go with them."""
+    scores = torch.zeros(2, 6, device="meta", requires_grad=True)
+    gold = torch.zeros(2, 3, dtype=torch.bool, device="meta")
+    elsewhere = torch.zeros(2, 6, dtype=torch.bool, device="meta")
+    for loss in (
+        *(one(scores[:, :3], gold, gold) for one in (listwise_softmax, sigmoid_trick)),
+        pairwise_logistic(scores[:, :3], gold, gold),
+        dynamic_distillation(scores[:, :3], scores[:, 3:], gold),
+        in_batch_softmax(scores, gold, gold, elsewhere),
+    ):
+        assert loss.device.type == "meta"
+        loss.backward()
+
+
 def test_in_batch_softmax_has_finite_gradients_at_the_extremes():
     for spread in (0.0, 1e4):
         scores = (torch.arange(8.0) * spread).view(2, 4).requires_grad_()
