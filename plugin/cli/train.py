@@ -164,6 +164,7 @@ def fuse(
     """Fit how the stages' scores are combined and when passages are enough, beside the models."""
     needs_torch()
     from reranker import stopping
+    from reranker.evaluation.contamination import trained_on
     from reranker.stages import PassageReranker, TitleReranker
     from reranker.training import config as configs
     from reranker.training.finish import fit_fusion, score_windows
@@ -178,6 +179,7 @@ def fuse(
         PassageReranker.load(model / "passage"),
         queries,
         exclude=sources_of(exclude or []),
+        seen=trained_on(model),
     )
     fusion = fit_fusion(windows)
     fusion.write(model / "fusion.json")

@@ -31,8 +31,8 @@ class SourceConfig(_Strict):
     queries: str | None = None  # which query set of a folder that holds several
     # Unjudged passages under a gold title are probably relevant too: never negatives.
     skip_gold_title: bool = False
-    # Field of a JSON Lines source that names the query another one was made from; where that
-    # one is held out, so is this one (HoVer's claims: "hpqa_id").
+    # Field of a JSON Lines source that names the query another one was made from (HoVer's claims:
+    # "hpqa_id"): where one of that family is held out, all of it is.
     made_from: str | None = None
     # How often each training query is taken per epoch: 2 is twice, 0.3 is three in ten of them.
     weight: float = Field(default=1.0, gt=0)

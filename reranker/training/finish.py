@@ -23,7 +23,7 @@ from reranker.training.prepare import dev_queries
 from reranker.training.start import load_trained, seen_by, tokenizer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -161,13 +161,14 @@ def score_windows(
     queries: int = 60,
     depth: int = 30,
     exclude: Sequence[str] = (),
+    seen: Set[int] | None = None,
 ) -> dict[str, list[Window]]:
     """Windows of the dev split, per query set: BM25's top 100, both stages' logits.
 
     Passages are read for the `depth` hits that titles and BM25 together put first, as in a
     cascade. Sets of pages (KILT, HoVer) have titles only, and BM25 is over these. Sets of less
     than a third of the largest one's windows are left out: they would count as much as it does.
-    So are queries whose id or text is in `exclude`.
+    So are queries that `dev_queries` does not give.
     """
     found: dict[str, list[Window]] = {}
     engines: dict[tuple[str, bool], BM25] = {}
@@ -180,7 +181,7 @@ def score_windows(
         if key not in engines:
             engines[key] = BM25.over(corpus, "title" if pages else "both")
         engine = engines[key]
-        for query in dev_queries(collection, exclude)[:queries]:
+        for query in dev_queries(source, data, collection, exclude, seen)[:queries]:
             window = engine.search(query.text, 100)
             relevant = collection.qrels[query.id]
             gold = np.array([relevant.get(id, 0) > 0 for id, _ in window], dtype=bool)

@@ -31,6 +31,7 @@ from reranker.training.teachers import with_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from reranker.training.config import Recipe, SourceConfig
@@ -91,7 +92,7 @@ def prepare(
         for id, text in source.collection.queries
         if side(text) != "train" or id in excluded or fingerprint(text) in prints
     }
-    held_out |= _made_from(recipe, data, excluded | {id for _, id in held_out})
+    held_out |= _kin(sources, data, held_out, excluded)
     held_out_ids = excluded | {id for _, id in held_out}
 
     # By all that they are: another source's document may have the same id.
@@ -163,16 +164,37 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, record
 
 
-def dev_queries(collection: Collection, exclude: Iterable[str] = ()) -> list[Query]:
-    """A collection's judged queries of the dev split, without those that `exclude` names."""
+def dev_queries(
+    source: SourceConfig,
+    data: Path,
+    collection: Collection,
+    exclude: Iterable[str] = (),
+    seen: AbstractSet[int] | None = None,
+) -> list[Query]:
+    """A source's judged queries of the dev split.
+
+    Those that `exclude` names are left out, and those of which a model knows too much: another
+    query made from the same one is in `seen`, the fingerprints of what it was trained on. None:
+    nobody knows them, it may have been any of the training split.
+    """
     excluded = set(exclude)
     prints = {fingerprint(item) for item in excluded}
+    origin_of: dict[str, str] = {}
+    given_away: set[str] = set()
+    if source.made_from is not None:
+        for _, record in _records(data / source.path):
+            origin = str(record.get(source.made_from))
+            origin_of |= dict.fromkeys(_ids(record), origin)
+            text = _text_of(record)
+            if side(text) == "train" if seen is None else fingerprint(text) in seen:
+                given_away.add(origin)
     return [
         query
         for query in collection.judged
         if side(query.text) == "dev"
         and query.id not in excluded
         and fingerprint(query.text) not in prints
+        and origin_of.get(query.id) not in given_away
     ]
 
 
@@ -212,8 +234,8 @@ def _unlabelled(paths: Sequence[Path], held_out: set[str], prints: set[int]) -> 
     found: dict[str, None] = {}
     for path in paths:
         for number, record in _records(path):
-            query = next((record[key] for key in _QUERY_KEYS if key in record), None)
-            if not isinstance(query, str):
+            query = _text_of(record)
+            if not query:
                 raise ValueError(
                     f"{path}, line {number}: no query; give one of {', '.join(_QUERY_KEYS)}"
                 )
@@ -221,6 +243,12 @@ def _unlabelled(paths: Sequence[Path], held_out: set[str], prints: set[int]) -> 
             if query.strip() and side(query) == "train" and not excluded:
                 found[query] = None
     return list(found)
+
+
+def _text_of(record: dict[str, Any]) -> str:
+    """A record's query; empty where it has none."""
+    found = next((record[key] for key in _QUERY_KEYS if key in record), None)
+    return found if isinstance(found, str) else ""
 
 
 def _ids(record: dict[str, Any]) -> set[str]:
@@ -233,17 +261,30 @@ def times(item: examples.Example, weight: float) -> int:
     return int(weight) + (share < weight % 1)
 
 
-def _made_from(recipe: Recipe, data: Path, held_out: set[str]) -> set[_QueryId]:
-    """Ids of queries that were made from a held-out one and would give it away."""
-    found: set[_QueryId] = set()
-    for source in recipe.data.sources:
-        if source.made_from is None:
-            continue
-        path = os.path.normpath(source.path)
-        for _, record in _records(data / source.path):
-            if record.get(source.made_from) in held_out:
-                found.update(_QueryId(path, id) for id in _ids(record))
-    return found
+def _kin(
+    sources: Sequence[_Source], data: Path, held_out: set[_QueryId], excluded: set[str]
+) -> set[_QueryId]:
+    """Queries that would give a held-out one away.
+
+    Those made from it or from the same query as it, and the one that it was made from.
+    """
+    made = [
+        (str(record[field]), {_QueryId(source.path, id) for id in _ids(record)})
+        for source in sources
+        if (field := source.config.made_from) is not None
+        for _, record in _records(data / source.path)
+        if record.get(field) is not None
+    ]
+    # The query that others were made from may be in any source, or in none.
+    origins = {origin for origin, ids in made if not ids.isdisjoint(held_out)}
+    known = origins | excluded | {id for _, id in held_out}
+    kin = {id for origin, ids in made if origin in known for id in ids}
+    return kin | {
+        _QueryId(source.path, id)
+        for source in sources
+        for id, _ in source.collection.queries
+        if id in origins
+    }
 
 
 _Items = list[tuple[_QueryId | None, examples.Example]]  # query id; None: a made query

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reranker.evaluation.contamination import fingerprint
 from reranker.evaluation.split import side
 from reranker.training.config import Recipe
 from reranker.training.examples import load
@@ -151,3 +152,50 @@ def test_the_fusion_is_not_fitted_on_excluded_queries(tmp_path, by_text):
     recipe = recipe_of("passage", "one")
     score_windows(recipe, tmp_path, title, title, exclude=excluded)  # type: ignore[arg-type]
     assert title.queries == {asked(word, "dev") for word in ANIMALS if word != ANIMALS[3]}
+
+
+def write_claims(folder: Path) -> dict[str, str]:
+    """Questions, and claims made from them, two of each; gives all texts by their ids."""
+    questions, claims = [], []
+    for i, word in enumerate(ANIMALS):
+        title = f"{word} described"  # every query has one of its words
+        output = [{"provenance": [{"title": title, "wikipedia_id": str(i)}]}]
+        questions.append({"id": f"k{i}", "input": asked(word), "output": output})
+        for n in (0, 1):  # the first claims of the first five are for choices
+            text = asked(f"{word} claim {n}", "dev" if i < 5 and n == 0 else "train")
+            facts = [[title, 0]]
+            claims.append({"uid": f"h{i}-{n}", "claim": text, "supporting_facts": facts})
+            claims[-1]["from"] = f"k{i}"
+    write_lines(folder / "kilt.jsonl", questions)
+    write_lines(folder / "hover.jsonl", claims)
+    texts = {str(one["id"]): str(one["input"]) for one in questions}
+    return texts | {str(one["uid"]): str(one["claim"]) for one in claims}
+
+
+def families() -> Recipe:
+    sources = [
+        {"path": "kilt.jsonl", "format": "kilt"},
+        {"path": "hover.jsonl", "format": "hover", "made_from": "from"},
+    ]
+    return Recipe.model_validate({"task": "title", "data": {"window": 5, "sources": sources}})
+
+
+def test_a_family_of_queries_is_on_one_side(tmp_path):
+    texts = write_claims(tmp_path)
+    recipe = families()
+    prepare(recipe, tmp_path, tmp_path / "out")
+    trained = np.load(tmp_path / "out/trained-on.npy").tolist()
+    held_out = {id for i in range(5) for id in (f"k{i}", f"h{i}-0", f"h{i}-1")}
+    assert not {fingerprint(texts[id]) for id in held_out} & set(trained)
+    assert {fingerprint(text) for id, text in texts.items() if id not in held_out} == set(trained)
+
+
+@pytest.mark.parametrize(
+    ("seen", "left"), [(["h0-1", "h7-1"], [1, 2, 3, 4]), ([], [0, 1, 2, 3, 4]), (None, [])]
+)
+def test_the_fusion_is_not_fitted_where_the_rest_of_a_family_was_trained_on(tmp_path, seen, left):
+    texts = write_claims(tmp_path)
+    prints = None if seen is None else frozenset(fingerprint(texts[id]) for id in seen)
+    title = Asked()
+    score_windows(families(), tmp_path, title, title, seen=prints)  # type: ignore[arg-type]
+    assert title.queries == {texts[f"h{i}-0"] for i in left}
