@@ -66,6 +66,7 @@ def adapt(
     from reranker.training import adapt as adapting
     from reranker.training import config as configs
     from reranker.training.finish import export_trained
+    from reranker.training.inputs import check_inputs, keep_inputs
     from reranker.training.loop import train
     from reranker.training.start import kind_of
 
@@ -82,12 +83,24 @@ def adapt(
     text = configs.as_toml(recipe)
     if kept.exists() and kept.read_text("utf-8") != text:
         raise CommandError(f"{out} holds another adaptation; give another --out")
-    if not (out / "trained-on.npy").exists():
+    inputs = {
+        "--jsonl": str(jsonl.resolve()) if jsonl else None,
+        "--index": f"{url.rstrip('/')}/{index}" if index else None,
+        "--title-field": title_field,
+        "--passage-field": passage_field,
+        "--documents": documents,
+        "--queries": queries,
+        "--teacher": teacher,
+    }
+    if (out / "trained-on.npy").exists():
+        check_inputs(out, inputs)
+    else:
         if index:
             fields = FieldMap(title=(title_field,), passage=(passage_field,))
             corpus = read_documents(f"{url.rstrip('/')}/{index}", fields, documents)
         else:
             corpus = read_documents(str(jsonl), FieldMap(), documents)
+        keep_inputs(out, inputs)
         grader = PassageReranker.load(threads=threads) if teacher else None
         adapting.prepare_documents(corpus, out, grader, queries, seed=recipe.seed)
         kept.write_text(text, "utf-8")

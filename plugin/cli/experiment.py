@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -58,12 +58,14 @@ def sigmoid_trick(
     every: Every = 1,
     choosing: Choosing = False,
     only: Annotated[
-        str | None, typer.Option(help="Train this loss's arms alone: softmax or sigmoid-trick.")
+        Literal["softmax", "sigmoid-trick"] | None,
+        typer.Option(help="Train this loss's arms alone."),
     ] = None,
     threads: Threads = None,
 ) -> None:
     """Compare softmax cross-entropy with the Sigmoid Trick, on clean and on noisy labels."""
     needs_torch()
+    from reranker.training.config import changed
     from reranker.training.experiments import Arm, run_arms
 
     recipe, folder = start(config, "sigmoid-trick", data, prepared, out, threads)
@@ -72,7 +74,7 @@ def sigmoid_trick(
         "sigmoid-trick": {"loss": "sigmoid-trick", "temperature": temperature, "margin": margin},
     }
     arms = [
-        Arm(name, share, seed, recipe.model_copy(update={**changes, "seed": seed}))
+        Arm(name, share, seed, changed(recipe, **changes, seed=seed))
         for seed in range(first_seed, first_seed + seeds)
         for share in noise or (0.0, 0.4, 0.2, 0.1)
         for name, changes in losses.items()

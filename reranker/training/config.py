@@ -201,9 +201,21 @@ def read_recipe(path: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}.") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{path}: {where}: {first['msg']}.") from None
+        raise ValueError(f"{path}: {_first(error)}") from None
+
+
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    """A recipe with other values in some fields. Raises ValueError that names the one at fault."""
+    try:
+        return Recipe.model_validate(recipe.model_dump() | changes)
+    except ValidationError as error:
+        raise ValueError(_first(error)) from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}." if where else f"{first['msg']}."
 
 
 def as_toml(recipe: Recipe) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from reranker.training.config import as_toml
+from reranker.training.inputs import check_inputs, keep_inputs
 from reranker.training.loop import load_data, reciprocal_ranks, train
 from reranker.training.start import load_last
 
@@ -69,8 +70,13 @@ def run_arms(
     Half of the dev sample is for `choosing` settings, the other half for what is reported. The
     arms' recipes may differ in anything but lengths of texts and the dev sample's size.
     `measuring` is what is done with a trained arm (`measure`).
-    Raises ValueError where a finished arm was made by another recipe.
+    Raises ValueError where an arm was made by another recipe, or any with other examples.
     """
+    inputs = {"--prepared": str(prepared.resolve()), "--every": every, "--choosing": choosing}
+    if any(out.glob("*/arm.json")):
+        check_inputs(out, inputs)
+    else:
+        keep_inputs(out, inputs)
     data: Data | None = None
     dev: Sequence[int] = ()
     for number, arm in enumerate(arms, start=1):

@@ -183,7 +183,9 @@ def dev_queries(
     given_away: set[str] = set()
     if source.made_from is not None:
         for _, record in _records(data / source.path):
-            origin = str(record.get(source.made_from))
+            if record.get(source.made_from) is None:
+                continue
+            origin = str(record[source.made_from])
             origin_of |= dict.fromkeys(_ids(record), origin)
             text = _text_of(record)
             if side(text) == "train" if seen is None else fingerprint(text) in seen:

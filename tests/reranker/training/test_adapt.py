@@ -289,6 +289,14 @@ def test_a_file_of_documents_makes_an_adapted_model(start, tmp_path, monkeypatch
     other = [*arguments[:4], "--start", tmp_path / "out/model", *arguments[6:]]
     with pytest.raises(CommandError, match="another adaptation"):
         run(*other)
+    # Nor is what was made of other documents, or in another way, taken for this one.
+    moved = tmp_path / "more.jsonl"
+    moved.write_text("\n".join(lines[:40]), "utf-8")
+    with pytest.raises(ValueError, match="another --jsonl; give the same one, or another --out"):
+        run("--jsonl", moved, *arguments[2:])
+    for option in (["--queries", 20], ["--documents", 30], ["--no-teacher"]):
+        with pytest.raises(ValueError, match="was made with another --"):
+            run(*arguments, *option)
 
 
 def test_one_source_of_documents_is_asked_for(tmp_path):

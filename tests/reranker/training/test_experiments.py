@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,26 @@ def test_choosing_looks_at_other_queries(small, tmp_path):
     one, two = (read_results(tmp_path / name)[0] for name in "ab")
     assert one["name"] == two["name"] == "softmax"
     assert len(one["first"]) == len(two["first"]) == 8
+    for other in (["--choosing"], ["--every", 2]):
+        with pytest.raises(ValueError, match=f"another {other[0]}; give the same one"):
+            run(command, *arguments, *other, "--out", tmp_path / "a", "--first-seed", 1)
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    arguments[3] = moved
+    with pytest.raises(ValueError, match="another --prepared"):
+        run(command, *arguments, "--out", tmp_path / "a")
+
+
+def test_settings_of_the_sigmoid_trick_are_checked(small, tmp_path):
+    folder, recipe = small
+    arguments = ["experiment", "sigmoid-trick", "--prepared", folder, "--config", recipe]
+    arguments += ["--out", tmp_path / "out"]
+    with pytest.raises(ValueError, match="temperature: Input should be greater than 0"):
+        run(command, *arguments, "--temperature", -4)
+    said = run(command, *arguments, "--only", "sofmax")
+    assert "'sofmax'" in said
+    assert "sigmoid-trick" in said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
