@@ -48,7 +48,9 @@ def train(
     ] = None,
     exclude: Exclude = None,
     threads: Annotated[int | None, typer.Option(help="Threads. Without: all cores.")] = None,
-    stop_at: Annotated[int | None, typer.Option(help="Stop after this step; resume later.")] = None,
+    stop_at: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this step; resume later.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")
     ] = False,

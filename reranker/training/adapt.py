@@ -143,7 +143,8 @@ def guard_quality(
 
 
 def reciprocal_rank(scores: NDArray[np.floating], golds: int) -> float:
-    """1 / rank of the best of the first `golds` scores; a tie with another counts as lost."""
+    """1 / rank of the best of the first `golds` scores; a tie counts as lost, NaN is last."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     return 1.0 / (1 + int((scores[golds:] >= scores[:golds].max()).sum()))
 
 

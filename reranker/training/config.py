@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from reranker.models.backbone import DEFAULT_BACKBONE
+from reranker.models.broadcast import BroadcastConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -20,7 +30,27 @@ RECIPES = Path(__file__).parent / "recipes"  # those of the shipped models
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+_Network = create_model(  # type: ignore[call-overload]
+    "_Network",
+    __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+    **{
+        field.name: (get_type_hints(BroadcastConfig)[field.name], field.default)
+        for field in fields(BroadcastConfig)
+    },
+)
+
+
+def _check_network(changes: dict[str, Any]) -> dict[str, Any]:
+    """Raise ValueError for what is no change to an architecture's configuration."""
+    try:
+        _Network.model_validate(changes)
+    except ValidationError as error:
+        raise ValueError(_first(error).rstrip(".")) from None
+    BroadcastConfig(**changes)  # for its own errors
+    return changes
 
 
 class SourceConfig(_Strict):
@@ -133,7 +163,8 @@ class Recipe(_Strict):
     # network starts from; `model` is then that folder's, but for a late interaction
     # (`token_match`, `mean_match`) that is added to a network without one.
     start: str | None = None
-    model: dict[str, Any] = {}  # changes to the architecture's configuration
+    # Changes to the architecture's configuration, `BroadcastConfig`.
+    model: Annotated[dict[str, Any], AfterValidator(_check_network)] = {}
     data: DataConfig
     lists: ListConfig = ListConfig()
     loss: Literal["softmax", "sigmoid-trick", "pairwise"] = "softmax"
@@ -172,7 +203,7 @@ class Recipe(_Strict):
     warm_up: float = Field(default=0.05, ge=0, le=1)  # share of the steps
     cool_down: float = Field(default=0.3, ge=0, le=1)  # linear to zero at the end
     clip: float = Field(default=1.0, gt=0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     check_every: int = Field(default=250, ge=1)  # steps between two looks at the dev split
     check_queries: int = Field(default=300, ge=1)  # as many of every source
     # Stop after so many looks without a better result; 0 never.
@@ -183,6 +214,13 @@ class Recipe(_Strict):
     def _fits_together(self) -> Recipe:
         if self.taught_by and self.taught_by.folder and self.taught_by.encoder:
             raise ValueError("there is one teacher: give taught_by a folder or an encoder")
+        if self.architecture != "broadcast" and (
+            self.distillation or self.in_batch or self.augment
+        ):
+            raise ValueError(
+                "distillation, in_batch and augment train a dual encoder, which only the "
+                "broadcast architecture has: leave them out, or give it"
+            )
         if self.augment and self.taught_by and self.taught_by.folder is None:
             raise ValueError(
                 "only a network scores mined lists: give taught_by a folder, or leave augment out"

@@ -258,12 +258,20 @@ def _fit_mention(windows: dict[str, list[Window]], fusion: Fusion) -> float:
 
 
 def fit(windows: dict[str, list[Window]], features: Any) -> NDArray[np.float64]:
-    """Non-negative weights (f,) of the features that `features(window)` -> ((n, f), gold (n,))."""
+    """Non-negative weights (f,) of the features that `features(window)` -> ((n, f), gold (n,)).
+
+    Raises ValueError where no window has a gold hit.
+    """
     sets = []
     for items in windows.values():
         pairs = [features(item) for item in items]
         sets.append([(torch.from_numpy(x), torch.from_numpy(g)) for x, g in pairs if g.any()])
-    width = next(x.shape[1] for pairs in sets for x, _ in pairs)
+    width = next((x.shape[1] for pairs in sets for x, _ in pairs), None)
+    if width is None:
+        raise ValueError(
+            "no dev query has a relevant hit among those whose passages were read: give a recipe "
+            "with sources that have passages, and with more judged queries"
+        )
     # The square root, so that no weight becomes negative.
     root = torch.full((width,), 0.7, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([root], max_iter=200, line_search_fn="strong_wolfe")

@@ -75,11 +75,14 @@ def train(
     """
     processes = find_processes()
     device, team = processes.device, processes.num_processes
-    if recipe.queries_per_step % team:
-        raise ValueError(
-            f"queries_per_step is {recipe.queries_per_step}: {team} processes cannot share them "
-            "evenly; give a multiple"
-        )
+    shared = {"queries_per_step": recipe.queries_per_step}
+    if recipe.keep:
+        shared["keep.queries_per_step"] = recipe.keep.queries_per_step
+    for name, number in shared.items():
+        if number % team:
+            raise ValueError(
+                f"{name} is {number}: {team} processes cannot share them evenly; give a multiple"
+            )
     torch.manual_seed(recipe.seed)
     model = new_model(recipe).to(device)
     # The weight of the first stage's score beside the model's logit, learned on the way.
@@ -123,7 +126,7 @@ def train(
         tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
         augmenter = Augmenter(recipe, folder, pool, texts, items, tokenizer)
 
-    last = min(recipe.steps, stop_at or recipe.steps)
+    last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
     started, tokens_seen = time.monotonic(), 0
     while step < last and not (recipe.patience and since >= recipe.patience):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -235,8 +238,14 @@ def load_data(recipe: Recipe, folder: Path, every: int = 1) -> Data:
     """Read and tokenize what `prepare` wrote; of the training examples, one in `every`."""
     pool, items = load(folder / "train", every)
     dev_pool, dev_items = load(folder / "dev")
-    if not items or dev_pool != pool:
-        raise ValueError(f"{folder} holds no training examples; prepare it first.")
+    if dev_pool != pool:
+        raise ValueError(f"{folder} was not prepared to its end; prepare it again")
+    for name, found in (("training", items), ("dev", dev_items)):
+        if not found:
+            raise ValueError(
+                f"{folder} holds no {name} examples: no judged query of that side of the split "
+                "has candidates; give more queries, or exclude fewer, and another --out"
+            )
     tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
     limits = recipe.lists
     dev = dev_sample(dev_items, recipe)
@@ -409,7 +418,8 @@ def reciprocal_ranks(
 
 
 def reciprocal_rank(scores: Tensor, gold: Tensor) -> float:
-    """1 / rank of the best gold text; a tie with a negative counts as lost."""
+    """1 / rank of the best gold text; a tie with a negative counts as lost, NaN is last."""
+    scores = scores.masked_fill(scores.isnan(), float("-inf"))
     best = scores[gold].max()
     return 1.0 / (1 + int((scores[~gold] >= best).sum()))
 

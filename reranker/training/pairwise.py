@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from reranker.runtime import load_model
+from reranker.training.config import changed
 from reranker.training.examples import load
 from reranker.training.experiments import Arm, measure
 from reranker.training.finish import export_model
@@ -30,10 +31,13 @@ BROADCAST, PAIR = "broadcast", "pairwise"
 
 
 def pairwise_arms(recipe: Recipe, seeds: Sequence[int]) -> list[Arm]:
-    """Both architectures, every other setting the same."""
+    """Both architectures, every other setting the same.
+
+    Raises ValueError for a recipe that trains a dual encoder, which one of them lacks.
+    """
     kinds = {BROADCAST: "broadcast", PAIR: "pair"}
     return [
-        Arm(name, 0.0, seed, recipe.model_copy(update={"architecture": kind, "seed": seed}))
+        Arm(name, 0.0, seed, changed(recipe, architecture=kind, seed=seed))
         for seed in seeds
         for name, kind in kinds.items()
     ]

@@ -325,10 +325,21 @@ def _by_text(documents: Sequence[Document]) -> BM25:
 
 
 def _judged(collection: Collection) -> Iterator[tuple[Query, list[Document]]]:
-    """The judged queries, each with its relevant documents."""
+    """The judged queries, each with its relevant documents, as far as the corpus has them."""
+    lacking: list[str] = []
     for query in collection.judged:
-        judged = collection.qrels[query.id]
-        yield query, [collection.corpus[id] for id, value in judged.items() if value > 0]
+        ids = [id for id, value in collection.qrels[query.id].items() if value > 0]
+        lacking += [id for id in ids if id not in collection.corpus]
+        relevant = [collection.corpus[id] for id in ids if id in collection.corpus]
+        if relevant:
+            yield query, relevant
+    if lacking:
+        log.warning(
+            "%s: %d judgements are left out, for the corpus lacks their documents: the first is %s",
+            collection.name,
+            len(lacking),
+            lacking[0],
+        )
 
 
 def _titles(

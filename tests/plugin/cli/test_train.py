@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from plugin.cli import train as command
 from plugin.cli.options import CommandError
+from reranker import PassageReranker, TitleReranker
+from reranker.evaluation.contamination import fingerprints
+from reranker.training.config import as_toml
+from tests.reranker.training.test_prepare import Asked, families, write_claims
 
 RECIPE = 'task = "title"\n[data]\nsources = [{path = "x.jsonl", format = "kilt"}]\n'
 
@@ -52,6 +57,22 @@ def test_export_before_training_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(RECIPE)
     with pytest.raises(FileNotFoundError, match="titlecast train"):
         run("export", tmp_path, "--out", tmp_path / "model", "--name", "x")
+
+
+def test_fuse_leaves_out_what_is_excluded_and_what_gives_a_claim_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    title = Asked()
+    monkeypatch.setattr(TitleReranker, "load", lambda *_: title)
+    monkeypatch.setattr(PassageReranker, "load", lambda *_: title)
+    texts = write_claims(tmp_path)
+    np.save(tmp_path / "trained-on.npy", fingerprints([texts["h1-1"]]))
+    (tmp_path / "r.toml").write_text(as_toml(families()), "utf-8")
+    (tmp_path / "ex.jsonl").write_text(f'{{"claim": "{texts["h2-0"]}"}}\n', "utf-8")
+    arguments = ["fuse", tmp_path, "--data", tmp_path, "--config", tmp_path / "r.toml"]
+    with pytest.raises(ValueError, match="sources that have passages"):  # these are pages alone
+        run(*arguments, "--exclude", tmp_path / "ex.jsonl")
+    assert title.queries == {texts[f"h{i}-0"] for i in (0, 3, 4)}
 
 
 def test_without_torch_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

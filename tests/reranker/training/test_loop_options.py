@@ -304,13 +304,18 @@ def test_two_processes_train_what_one_does(data, backbone, tmp_path):
     assert len(records(tmp_path / "two/log.jsonl")) == len(records(tmp_path / "one/log.jsonl"))
 
 
-def test_uneven_shares_are_refused(data, backbone, tmp_path, monkeypatch):
-    recipe = prepared(tmp_path, data, recipe_text("title", backbone))
+@pytest.mark.parametrize("name", ["queries_per_step", "keep.queries_per_step"])
+def test_uneven_shares_are_refused(data, backbone, tmp_path, monkeypatch, name):
+    text = recipe_text("title", backbone)
+    if name.startswith("keep"):
+        text = text.replace("queries_per_step = 2", "queries_per_step = 3")
+        text += '[keep]\ncorpora = ["beir"]\nqueries = 20\n'
+    recipe = prepared(tmp_path, data, text)
     monkeypatch.setattr(
         "reranker.training.loop.find_processes",
         lambda: type("Three", (), {"device": torch.device("cpu"), "num_processes": 3})(),
     )
-    with pytest.raises(ValueError, match="cannot share"):
+    with pytest.raises(ValueError, match=rf"^{name} is 2: 3 processes cannot share"):
         train(recipe, tmp_path)
 
 

@@ -199,3 +199,14 @@ def test_the_fusion_is_not_fitted_where_the_rest_of_a_family_was_trained_on(tmp_
     title = Asked()
     score_windows(families(), tmp_path, title, title, seen=prints)  # type: ignore[arg-type]
     assert title.queries == {texts[f"h{i}-0"] for i in left}
+
+
+@pytest.mark.parametrize("task", ["title", "passage"])
+def test_judgements_of_documents_that_are_not_there_are_counted(tmp_path, caplog, task):
+    write_words(tmp_path / "one", ANIMALS)
+    with (tmp_path / "one/qrels/train.tsv").open("a", encoding="utf-8") as file:
+        file.write("3\t999\t1\n4\t998\t1\n")
+    prepare(recipe_of(task, "one"), tmp_path, tmp_path / "out")
+    assert "2 judgements are left out, for the corpus lacks their documents: the" in caplog.text
+    _, items = load(tmp_path / "out/train")
+    assert len({item.query for item in items}) == len(ANIMALS)

@@ -13,6 +13,7 @@ import torch
 from reranker import Cascade, Hit, PassageReranker, TitleReranker
 from reranker.evaluation.contamination import fingerprint, trained_on
 from reranker.evaluation.split import side
+from reranker.training.adapt import reciprocal_rank as reciprocal_rank_of_arrays
 from reranker.training.config import RECIPES, read_recipe
 from reranker.training.examples import MADE, load, save
 from reranker.training.finish import (
@@ -26,6 +27,9 @@ from reranker.training.finish import (
 from reranker.training.loop import reciprocal_rank, schedule, train
 from reranker.training.start import load_trained, tokenizer_of
 from tests.reranker.training.conftest import QUERIES, prepared, recipe_text, records
+
+NAN = float("nan")
+SHORT = 'task = "passage"\ndata.sources = [{path = "x"}]\n'
 
 
 def test_prepare_keeps_held_out_queries_out(data, backbone, tmp_path):
@@ -294,11 +298,52 @@ def test_ties_are_lost():
     assert reciprocal_rank(torch.tensor([1.0, 2.0, 0.0]), gold) == 1.0
 
 
+@pytest.mark.parametrize(("scores", "rank"), [([NAN] * 3, 3), ([0, NAN, 0], 3), ([NAN, 0, 1], 2)])
+def test_what_is_no_number_ranks_last(scores, rank):
+    gold = torch.tensor([False, True, False])
+    assert reciprocal_rank(torch.tensor(scores), gold) == pytest.approx(1 / rank)
+    gold_first = np.array([scores[1], scores[0], scores[2]])
+    assert reciprocal_rank_of_arrays(gold_first, 1) == pytest.approx(1 / rank)
+
+
+def test_a_training_needs_both_sides_of_the_split(data, backbone, tmp_path):
+    recipe = prepared(tmp_path, data, recipe_text("title", backbone))
+    for name, word in (("dev", "dev"), ("train", "training")):
+        pool, _ = load(tmp_path / name)
+        save(tmp_path / name, pool, [])
+        with pytest.raises(ValueError, match=f"no {word} examples.*another --out"):
+            train(recipe, tmp_path)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_training_that_is_to_stop_at_once_does(data, backbone, tmp_path):
+    recipe = prepared(tmp_path, data, recipe_text("title", backbone))
+    train(recipe, tmp_path, stop_at=0)
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_fusion_needs_passages_that_were_read():
+    nothing = np.full(3, np.nan)
+    pages = Window(np.ones(3), nothing, np.ones(3), np.array([True, False, False]))
+    for windows in ({"pages": [pages]}, {}):
+        with pytest.raises(ValueError, match="sources that have passages"):
+            fit_fusion(windows)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("task = [", "not TOML"),
         ('task = "title"\nsteps = 0\n[data]\nsources = [{path = "x"}]', "steps"),
+        (SHORT + "[model]\nquery_bais = 1.0", "model: .*query_bais: Extra inputs"),
+        (SHORT + '[model]\nlayers = "three"', "model: .*layers: Input should be a valid integer"),
+        (SHORT + '[model]\nsinks = true\nstart = "scratch"', "model: .*cannot have sinks"),
+        ("seed = -1\n" + SHORT, "seed"),
+        ("learning_rate = inf\n" + SHORT, "learning_rate"),
+        ("margin = nan\n" + SHORT, "margin"),
+        (f'architecture = "pair"\ndistillation = 1.0\n{SHORT}', "only the broadcast architecture"),
+        (f'architecture = "pair"\nin_batch = 1.0\n{SHORT}', "only the broadcast architecture"),
+        (f'architecture = "pair"\n{SHORT}[augment]', "only the broadcast architecture"),
         ('task = "title"\nstep = 5\n[data]\nsources = [{path = "x"}]', "step"),
     ],
 )
@@ -310,10 +355,3 @@ def test_a_wrong_recipe_names_the_field(tmp_path, text, message):
 
 def test_the_shipped_recipes_are_valid():
     assert {read_recipe(path).task for path in RECIPES.glob("*.toml")} == {"title", "passage"}
-
-
-def test_a_pairwise_model_has_no_dual_encoder(data, backbone, tmp_path):
-    text = recipe_text("passage", backbone, architecture='"pair"', distillation="1.0")
-    recipe = prepared(tmp_path, data, text)
-    with pytest.raises(ValueError, match="broadcast architecture"):
-        train(recipe, tmp_path)
