@@ -31,8 +31,8 @@ class Coverage:
 
     def __init__(self, vocabulary: Mapping[str, int]) -> None:
         """`vocabulary`, of the passage model: token -> id, the most frequent words first."""
-        words = (word for word in sorted(vocabulary, key=vocabulary.__getitem__))
-        known = [word for word in words if _WORD.fullmatch(word)]
+        known = [word for word in vocabulary if len(word) > 1 and word.isalnum()]
+        known.sort(key=vocabulary.__getitem__)
         self._ranks = {word: rank for rank, word in enumerate(known, start=1)}
 
     def weights(self, query: str) -> dict[str, float]:
