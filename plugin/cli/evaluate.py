@@ -266,7 +266,9 @@ def evaluate(
             after = dict(ours)
             if stage is Stage.passage and ours:
                 (alone,) = ours.values()
-                both = fuse([bench.candidates, alone[0]], [1 - fusion_weight, fusion_weight])
+                # Hits that it did not read have a place in its run, but no logit to be fused.
+                was_read = cut(alone[0], collection.queries, passage_depth)
+                both = fuse([bench.candidates, was_read], [1 - fusion_weight, fusion_weight])
                 ours[f"{first.name} + passage stage ({fusion_weight:g})"] = (both, None)
             runs |= ours
         last = list(ours.values())[-1][0] if ours else first.run

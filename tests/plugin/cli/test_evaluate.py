@@ -173,6 +173,17 @@ def test_a_folder_without_fusion_holds_one_model(tmp_path: Path, data: Path, sta
     assert ("title stage" in rows(read)) == (stage == "title")
 
 
+@pytest.mark.parametrize("unread", [1, 10, 98])
+def test_hits_that_were_not_read_change_no_fusion(tmp_path: Path, data: Path, unread: int) -> None:
+    hits = [("d2", 1.0), ("d1", 0.9), *((f"x{place}", 0.0) for place in range(unread))]
+    lines = [f"q2 Q0 {key} {rank} {score} t" for rank, (key, score) in enumerate(hits, start=1)]
+    (tmp_path / "a.run").write_text("\n".join(lines))
+    options = ("--run", tmp_path / "a.run", "--stage", "passage", "--measures", "RR@10")
+    for depth, reciprocal in ((0, 1 / 2), (2, 1.0)):  # read, d1 is far better than d2
+        read = report(tmp_path, data, *options, "--passage-depth", depth)
+        assert mean(read, "a + passage stage (0.5)", "RR@10") == reciprocal / 2  # of two queries
+
+
 class OtherTitles(Titles):
     name = "other titles"
 
