@@ -215,10 +215,14 @@ def evaluate(
         names = [name.strip() for name in (measures or default).split(",") if name.strip()]
         measure_rankings({}, {}, {}, names, [])  # a misspelt measure shows before the work
         judged = len(collection.judged)
-        folders = [model or SHIPPED, *([against] if against else [])]
+        measured = (
+            [] if stage is Stage.bm25 else [model or SHIPPED, *([against] if against else [])]
+        )
+        if first_stage is not FirstStage.bm25:
+            measured.append(_dual_folder(model))
         seen: set[int] = set()
-        if not trained_on and stage is not Stage.bm25:
-            seen = set().union(*(fingerprints_of(folder) or () for folder in folders))
+        if not trained_on:
+            seen = seen.union(*(fingerprints_of(folder) or () for folder in measured))
         collection = collection.only(
             lambda text: (
                 fingerprint(text) not in seen and (split is Split.all or side(text) == split.value)
@@ -244,7 +248,7 @@ def evaluate(
         theirs: Vectors | None = None  # of all documents, where the opponent searches them
         if first_stage is not FirstStage.bm25:
             words = first.bm25 if first_stage is FirstStage.hybrid else None
-            encoder = _dual(model)
+            encoder = DualEncoder.load(_dual_folder(model))
             models["dual encoder"] = encoder.name
             with Progress(console=Console(stderr=True), transient=True) as progress:
                 dense = _dense(collection, encoder, neighbours, vectors, progress)
@@ -354,11 +358,10 @@ def _first_stage(
     return _FirstStage("BM25", description, searched.run, searched.mean_milliseconds, bm25)
 
 
-def _dual(folder: Path | None) -> DualEncoder:
-    """The dual encoder of the models' folder, or of a passage model's own."""
-    if folder and (folder / "passage").is_dir():
-        folder = folder / "passage"
-    return DualEncoder.load(folder)
+def _dual_folder(models: Path | None) -> Path:
+    """The dual encoder's folder: that of the passage model in a folder of models, or it itself."""
+    folder = models or SHIPPED
+    return folder / "passage" if (folder / "passage").is_dir() else folder
 
 
 def _dense(

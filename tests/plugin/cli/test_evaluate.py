@@ -357,6 +357,24 @@ def test_dense_and_hybrid_candidates(tmp_path: Path, data: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_a_first_stage_is_not_measured_on_its_own_training(
+    tmp_path: Path, data: Path, kind: str
+) -> None:
+    model = write_model(tmp_path / "models" / "passage", "passage", random_encoder(SMALL))
+    np.save(model / FILE, fingerprints(["heap"]))
+    (tmp_path / "models" / "title").mkdir()
+    np.save(tmp_path / "models" / "title" / FILE, fingerprints(["filmmaker"]))
+    for folder in (model.parent, model):  # of all models, or the passage model's own
+        options = ("--stage", "bm25", "--model", folder)
+        read = report(tmp_path, data, *options, "--first-stage", kind)
+        assert (read["left_out"], read["judged"]) == (1, 1)  # the title model plays no part
+        assert (
+            report(tmp_path, data, *options, "--first-stage", kind, "--trained-on")["judged"] == 2
+        )
+        assert report(tmp_path, data, *options)["judged"] == 2
+
+
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
 def test_the_opponent_searches_all_documents_too(tmp_path: Path, data: Path, kind: str) -> None:
     model = write_model(tmp_path / "models" / "passage", "passage", random_encoder(SMALL))
     options = ("--stage", "bm25", "--model", model.parent, "--first-stage", kind)
