@@ -218,18 +218,18 @@ def _ir_measures(
         raise ImportError(
             "Measuring needs ir-measures; `pip install 'titlecast[train]'`."
         ) from None
-    parsed = {_parse(name): name for name in names}
+    parsed = {name: _parse(name) for name in names}  # several names may be of one measure
     position = {query: number for number, query in enumerate(queries)}
     run = {
         query: {key: float(-rank) for rank, key in enumerate(_distinct(rankings.get(query, ())))}
         for query in queries
     }
     judged = {query: dict(qrels[query]) for query in queries if qrels.get(query)}
-    values = {name: np.zeros(len(queries)) for name in names}
+    values = {measure: np.zeros(len(queries)) for measure in parsed.values()}
     if judged:
-        for metric in ir_measures.iter_calc(list(parsed), judged, run):
-            values[parsed[metric.measure]][position[metric.query_id]] = metric.value
-    return values
+        for metric in ir_measures.iter_calc(list(values), judged, run):
+            values[metric.measure][position[metric.query_id]] = metric.value
+    return {name: values[measure] for name, measure in parsed.items()}
 
 
 def _parse(name: str) -> Any:

@@ -122,6 +122,13 @@ def test_ir_measures_by_hand() -> None:
     assert values["R@2"] == pytest.approx([1 / 3])
 
 
+def test_several_names_of_one_measure() -> None:
+    names = ["RR@10", "AP", "MRR@10", "MAP"]
+    values = measure_rankings({"q": ["x", "a"]}, {"q": {"a": 1}}, {}, names, ["q"])
+    assert list(values) == names
+    assert all(per_query.tolist() == [0.5] for per_query in values.values())
+
+
 def test_queries_keep_their_order_and_a_missing_ranking_scores_zero() -> None:
     rankings = {"q2": ["a"], "unjudged": ["a"], "empty": []}
     qrels = {query: {"a": 1} for query in ("q1", "q2", "empty")}
