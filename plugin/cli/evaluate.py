@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from plugin.cli.options import CommandError
+from plugin.sidecar.models import hash_models
 from reranker import Cascade, PassageReranker, TitleReranker
 from reranker.dual import DualEncoder
 from reranker.evaluation import plots
@@ -248,10 +249,11 @@ def evaluate(
         theirs: Vectors | None = None  # of all documents, where the opponent searches them
         if first_stage is not FirstStage.bm25:
             words = first.bm25 if first_stage is FirstStage.hybrid else None
+            made_by = hash_models(_dual_folder(model))  # first: a folder may change meanwhile
             encoder = DualEncoder.load(_dual_folder(model))
             models["dual encoder"] = encoder.name
             with Progress(console=Console(stderr=True), transient=True) as progress:
-                dense = _dense(collection, encoder, neighbours, vectors, progress)
+                dense = _dense(collection, encoder, made_by, neighbours, vectors, progress)
             found = _first_stages(collection, dense, words, candidates, neighbours)
             if opponent:
                 theirs = Vectors(opponent, {k: text_of(d) for k, d in collection.corpus.items()})
@@ -367,6 +369,7 @@ def _dual_folder(models: Path | None) -> Path:
 def _dense(
     collection: Collection,
     encoder: DualEncoder,
+    made_by: str,
     neighbours: Neighbours,
     kept: Path | None,
     progress: Progress,
@@ -374,7 +377,11 @@ def _dense(
     """Encode all documents, or read their vectors, and index them."""
     task = progress.add_task("vectors", total=len(collection.corpus))
     vectors = kept_vectors(
-        kept, collection.corpus, encoder, lambda done: progress.update(task, completed=done)
+        kept,
+        collection.corpus,
+        encoder,
+        made_by,
+        lambda done: progress.update(task, completed=done),
     )
     return DenseIndex(list(collection.corpus), vectors, encoder.encode_queries, neighbours.value)
 

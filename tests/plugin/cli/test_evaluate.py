@@ -356,6 +356,19 @@ def test_dense_and_hybrid_candidates(tmp_path: Path, data: Path) -> None:
     assert mean(again, "dense", "nDCG@10") == mean(read, "dense", "nDCG@10")
 
 
+def test_vectors_of_a_model_that_was_exported_again_are_not_read(
+    tmp_path: Path, data: Path
+) -> None:
+    model = tmp_path / "model"
+    options = ("--stage", "bm25", "--first-stage", "dense", "--model", model)
+    kept = ("--vectors", tmp_path / "v.npz")
+    write_model(model, "passage", random_encoder(SMALL, seed=1))
+    report(tmp_path, data, *options, *kept)
+    write_model(model, "passage", random_encoder(SMALL, seed=2))  # of the same name
+    with pytest.raises(ValueError, match="another model"):
+        run(data, *options, *kept)
+
+
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])
 def test_a_first_stage_is_not_measured_on_its_own_training(
     tmp_path: Path, data: Path, kind: str
