@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from plugin.cli.options import CommandError
+from plugin.cli.options import CommandError, require_folders
 from plugin.sidecar.models import hash_models
 from reranker import Cascade, PassageReranker, TitleReranker
 from reranker.dual import DualEncoder
@@ -142,7 +142,7 @@ def evaluate(
     sample: Annotated[
         int | None, typer.Option(min=1, help="Only this many judged queries, drawn at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample, intervals and tests.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sample, intervals and tests.")] = 0,
     trained_on: Annotated[
         bool, typer.Option("--trained-on", help="Measure queries of the models' training too.")
     ] = False,
@@ -205,16 +205,16 @@ def evaluate(
         raise CommandError("--plot draws passage depths; add --stage cascade.")
     if against and stage is Stage.bm25:
         raise CommandError("--against compares our stages; choose another --stage than bm25.")
+    require_folders(json_file, save_run, plot, vectors)
     console = Console()
     try:
         if plot:
-            plots.require_matplotlib()
+            plots.require_drawable(plot)
         collection = read_collection(data, format, queries, corpus or ())
         read = len(collection.queries)
         collection = collection.by_page() if pages and not collection.pages else collection
         default = _PAGE_MEASURES if collection.pages else _PASSAGE_MEASURES
         names = [name.strip() for name in (measures or default).split(",") if name.strip()]
-        measure_rankings({}, {}, {}, names, [])  # a misspelt measure shows before the work
         judged = len(collection.judged)
         measured = (
             [] if stage is Stage.bm25 else [model or SHIPPED, *([against] if against else [])]
@@ -236,6 +236,7 @@ def evaluate(
                 f"None of {read} queries is judged and left to measure ({left_out} are trained on "
                 "or of another split); choose others with --queries, or add --trained-on."
             )
+        _require_measurable(names, collection)
         loaded = _load(stage, model, threads)
         models = {"reranker": loaded.name} if loaded.name else {}
         other = _load(stage, against, threads) if against else None
@@ -286,7 +287,6 @@ def evaluate(
         if plot and loaded.cascade:
             swept = [depth for depth in _DEPTHS if depth <= candidates]
             points = sweep_depths(loaded.cascade, first.run, collection, swept, names, seed)
-            plots.draw_depths(plot, points, names[0], collection.name)
     except ImportError as error:  # an extra is missing; the message says which
         raise CommandError(str(error)) from error
 
@@ -307,10 +307,13 @@ def evaluate(
     if comparisons:
         console.print(_comparison_table(comparisons, names))
     console.print(_summary(report), highlight=False, soft_wrap=True)
-    if save_run:
-        write_run(save_run, last)
+    # What holds most first: ids may not fit a run file, and drawing is another package's work.
     if json_file:
         json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    if save_run:
+        write_run(save_run, last)
+    if plot and points:
+        plots.draw_depths(plot, points, names[0], collection.name)
 
 
 class _FirstStage(NamedTuple):
@@ -337,6 +340,16 @@ class _Bench:
             self.collection.corpus,
             reranker,
             lambda: self._progress.advance(task),
+        )
+
+
+def _require_measurable(measures: Sequence[str], collection: Collection) -> None:
+    """Measure one judged query, so that what cannot be measured shows before the work."""
+    query = collection.queries[0].id
+    ranking = [*collection.qrels[query], "unjudged"]
+    for measure in measures:
+        measure_rankings(
+            {query: ranking}, collection.qrels, collection.gold_sets, [measure], [query]
         )
 
 

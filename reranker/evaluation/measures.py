@@ -106,8 +106,8 @@ def measure_rankings(
 
     Order alone counts: ir-measures gets ranks, so equal scores do not change what is measured.
 
-    Raises ValueError for a measure that does not exist, ImportError for one that needs
-    ir-measures where it is not installed.
+    Raises ValueError for a measure that does not exist or cannot be calculated, ImportError for
+    one that needs ir-measures where it is not installed.
     """
     values: dict[str, NDArray[np.float64]] = {}
     for name in measures:
@@ -226,9 +226,16 @@ def _ir_measures(
     }
     judged = {query: dict(qrels[query]) for query in queries if qrels.get(query)}
     values = {measure: np.zeros(len(queries)) for measure in parsed.values()}
-    if judged:
-        for metric in ir_measures.iter_calc(list(values), judged, run):
-            values[metric.measure][position[metric.query_id]] = metric.value
+    try:
+        metrics = list(ir_measures.iter_calc(list(values), judged, run)) if judged else []
+    except Exception as error:  # of whatever package or program calculates it
+        # ir-measures' own errors say which package is missing.
+        reason = f": {' '.join(str(error).split())}" if isinstance(error, ValueError) else ""
+        raise ValueError(
+            f"{', '.join(names)} cannot be calculated here{reason}; choose other measures."
+        ) from error
+    for metric in metrics:
+        values[metric.measure][position[metric.query_id]] = metric.value
     return {name: values[measure] for name, measure in parsed.items()}
 
 
@@ -236,8 +243,13 @@ def _parse(name: str) -> Any:
     import ir_measures
 
     try:
-        return ir_measures.parse_measure(name)
-    except (NameError, ValueError, SyntaxError):
+        measure = ir_measures.parse_measure(name)
+        measure.validate_params()
+        # A cutoff of 0 ends the whole process in trec_eval.
+        if measure.params.get("cutoff", 1) < 1:
+            raise ValueError
+        return measure
+    except (NameError, ValueError, SyntaxError, AssertionError):
         raise ValueError(
             f"There is no measure {name!r}; use names like nDCG@10, RR@10, AP, R@100, "
             "KILT-Rprec or KILT-R@5."

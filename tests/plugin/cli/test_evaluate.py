@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,40 @@ def test_errors_name_the_remedy(
     (data / "qrels/test.tsv").write_text("other\td1\t1\n")
     with pytest.raises(CommandError, match="None of 3 queries is judged"):
         run(data)
+
+
+def test_what_would_fail_at_the_end_fails_before_the_work(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path | None = None, threads: int | None = None) -> Stages:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(Stages, "load", load)
+    missing = tmp_path / "missing"
+    for option in ("--json", "--save-run", "--plot", "--vectors"):
+        with pytest.raises(CommandError, match=f"There is no folder {missing} for x.png; make it"):
+            run(data, option, missing / "x.png")
+        with pytest.raises(CommandError, match="is a folder; give the name of a file"):
+            run(data, option, tmp_path)
+    with pytest.raises(ValueError, match="names no kind of picture"):
+        run(data, "--plot", tmp_path / "x.txt")
+    for measure in ("P", "AP(rel=0)", "ERR@10", "nonsense@1"):
+        with pytest.raises(ValueError, match=re.escape(measure)):
+            run(data, "--measures", f"nDCG@10,{measure}")
+    with pytest.raises(AssertionError, match="--seed"):
+        run(data, "--seed", -1)
+
+
+def test_what_was_measured_is_kept_where_a_run_cannot_be_written(
+    tmp_path: Path, data: Path
+) -> None:
+    texts = [{"_id": q.replace("q", "q "), "text": text} for q, text in QUERIES.items()]
+    (data / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in texts))
+    (data / "qrels/test.tsv").write_text("q 1\td2\t1\n")
+    options = ("--stage", "title", "--save-run", tmp_path / "run", "--json", tmp_path / "a.json")
+    with pytest.raises(ValueError, match="does not fit a run file"):
+        run(data, *options)
+    assert rows(json.loads((tmp_path / "a.json").read_text()))[0] == "BM25"
 
 
 def test_queries_that_the_model_was_trained_on_are_left_out_and_counted(

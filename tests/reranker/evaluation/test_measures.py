@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -146,9 +147,23 @@ def test_no_ranking_at_all() -> None:
 
 
 def test_unknown_measure_names_known_ones() -> None:
-    for name in ("nonsense@3", "KILT-R@0", "KILT-R", "", "nDCG@"):
+    names = ["nonsense@3", "KILT-R@0", "KILT-R", "", "nDCG@"]
+    names += ["P", "R", "BPM@5", "RBP(p=2)", "nDCG@10.5"]  # that lack a number, or have a wrong one
+    names += ["R@0", "nDCG@0", "P@0", "P@-1"]  # trec_eval would end the process
+    for name in names:
         with pytest.raises(ValueError, match="nDCG@10, RR@10"):
             measure_rankings({}, {}, {}, [name], [])
+
+
+def test_a_measure_that_cannot_be_calculated_is_named() -> None:
+    with pytest.raises(ValueError, match=r"AP\(rel=0\) cannot be calculated here; choose"):
+        measure_rankings({"q": ["a"]}, {"q": {"a": 1}}, {}, ["AP(rel=0)"], ["q"])
+
+
+@pytest.mark.skipif(find_spec("pyndeval") is not None, reason="what is to be missing is there")
+def test_a_measure_whose_package_is_missing_names_it() -> None:
+    with pytest.raises(ValueError, match=r"alpha_nDCG@10 cannot .* here: .*pyndeval.*; choose"):
+        measure_rankings({"q": ["a"]}, {"q": {"a": 1}}, {}, ["alpha_nDCG@10"], ["q"])
 
 
 def test_interval_of_equal_values_is_a_point() -> None:
