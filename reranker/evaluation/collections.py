@@ -196,7 +196,14 @@ def guess_format(path: Path) -> str:
     if path.is_dir():
         if list(path.glob("*queries.jsonl*")):
             return "beir"
-        return "msmarco" if list(path.glob("*queries*.tsv*")) else "trec"
+        if list(path.glob("*queries*.tsv*")):
+            return "msmarco"
+        if list(path.glob("*topics*")):
+            return "trec"
+        raise ValueError(
+            f"{path} holds no queries; give a BEIR folder, a KILT or HoVer file, or an MS MARCO or "
+            "TREC folder with *queries*.tsv or *topics*."
+        )
     first = _first(path)
     if "output" in first:
         return "kilt"

@@ -393,8 +393,10 @@ def test_files_of_other_encodings_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_judgements_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no file of queries: none is called .*\.$"):
+    with pytest.raises(ValueError, match="holds no queries; give a BEIR folder, a KILT or HoVer"):
         read_collection(tmp_path)
+    with pytest.raises(ValueError, match=r"has no file of queries: none is called .*\.$"):
+        read_collection(tmp_path, "trec")
     (tmp_path / "corpus.jsonl").write_text("")
     (tmp_path / "queries.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"no judgements: give a BEIR folder, with test\.tsv in"):
