@@ -70,6 +70,10 @@ def pipeline_body(pipeline: Pipeline) -> dict[str, Any]:
         raise PipelineError(
             f"the timeout {pipeline.timeout!r} is no time: write it like 500ms or 2s"
         )
+    return _body(pipeline)
+
+
+def _body(pipeline: Pipeline) -> dict[str, Any]:
     first, *more = pipeline.passage_fields
     fields = {
         "title_field": pipeline.title_field,
@@ -102,8 +106,9 @@ def install(
     """Install a pipeline and make it the default of an index; give warnings worth reading.
 
     Checks before it changes anything. Raises `ClusterError` if the plugin is missing on a
-    node, and `PipelineError` if the index or a field is missing or another pipeline is in the
-    way (`force` overwrites that).
+    node, and `PipelineError` if the index or a field is missing, or if another pipeline is in
+    the way, or one of this name that holds more or that other indices use (`force` replaces
+    those).
     """
     name = name or default_name(index)
     body = pipeline_body(pipeline)
@@ -120,14 +125,46 @@ def install(
             f"index {user} has the default pipeline {default}: give --force to replace it"
         )
     present = _bodies(client).get(name)
-    if present is not None and _parse(present) is None and not force:
-        raise PipelineError(
-            f"the pipeline {name} is there and not Titlecast's:"
-            " choose another --name, or give --force to replace it"
-        )
+    if present is not None and present != body and not force:
+        _check_replaceable(client, index, name, present)
     client.search_pipeline.put(id=name, body=body)
     client.indices.put_settings(index=index, body={DEFAULT_SETTING: name})
     return warnings
+
+
+def _check_replaceable(
+    client: OpenSearch, index: str, name: str, present: Mapping[str, Any]
+) -> None:
+    """Make sure that writing another body takes nothing away; raise `PipelineError`."""
+    remedy = "choose another --name, or give --force to replace it"
+    found = _parse(present)
+    if found is None:
+        raise PipelineError(f"the pipeline {name} is there and not Titlecast's: {remedy}")
+    if more := _differences(present, _body(found)):
+        raise PipelineError(
+            f"the pipeline {name} has what `titlecast pipeline install` does not write"
+            f" ({', '.join(more)}): {remedy}"
+        )
+    if others := sorted(set(_users(client, name)) - set(_settings(client, index))):
+        raise PipelineError(
+            f"the pipeline {name} is also the default of {', '.join(others)}: {remedy} there too"
+        )
+
+
+def _differences(body: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Name what a pipeline's body has and `ours` has not: processors, or options of them."""
+    found = []
+    for part, value in body.items():
+        if not isinstance(value, list):
+            found += [part] if value != ours.get(part) else []
+            continue
+        for name, options in ((name, entry[name]) for entry in value for name in entry):
+            known = _processor(ours.get(part), name)
+            if known is None:
+                found.append(name)
+            else:
+                found += [f"{name}.{key}" for key in options if options[key] != known.get(key)]
+    return found
 
 
 def remove(client: OpenSearch, name: str) -> tuple[str, ...]:

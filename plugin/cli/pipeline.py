@@ -47,7 +47,12 @@ def install(
         str | None, typer.Option(help="The pipeline's name (default: titlecast-INDEX).")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace another pipeline that is in the way.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace what is in the way: another default, or a pipeline of this name that"
+            " holds more than ours or that other indices use.",
+        ),
     ] = False,
     *,
     url: Url,

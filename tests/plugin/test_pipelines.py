@@ -242,6 +242,78 @@ def test_a_foreign_pipeline_of_the_name_is_replaced_by_force_only(
     assert state["pipelines"]["theirs"] == pipeline_body(Pipeline())
 
 
+def with_parts(change: str) -> dict[str, Any]:
+    """Ours, with one thing that `install` does not write."""
+    body = pipeline_body(Pipeline())
+    request, response = body["request_processors"], body["response_processors"]
+    if change == "filter_query":
+        request.insert(0, {"filter_query": {"query": {"term": {"public": True}}}})
+    elif change == "truncate_hits":
+        response.append({"truncate_hits": {"target_size": 5}})
+    elif change == "normalization-processor":
+        body["phase_results_processors"] = [{"normalization-processor": {}}]
+    elif change == "title_rerank.on_failure":
+        response[0]["title_rerank"]["on_failure"] = "error"
+    elif change == "title_rerank_candidates.ignore_failure":
+        request[0]["title_rerank_candidates"]["ignore_failure"] = True
+    elif change == "title_rerank_candidates.title_field":
+        request[0]["title_rerank_candidates"]["title_field"] = "meta.headline"
+    else:
+        body[change] = "theirs"
+    return body
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("filter_query", "truncate_hits", "normalization-processor", "title_rerank.on_failure"),
+        *("title_rerank_candidates.ignore_failure", "title_rerank_candidates.title_field"),
+        *("version", "description"),
+    ],
+)
+def test_a_pipeline_that_holds_more_is_replaced_by_force_only(
+    client: OpenSearch, state: dict[str, Any], part: str
+) -> None:
+    pipelines.install(client, "docs", Pipeline())
+    state["pipelines"]["titlecast-docs"] = with_parts(part)
+    before = unchanged(state)
+    with pytest.raises(PipelineError, match=rf"\({part}\): choose another --name, or give --force"):
+        pipelines.install(client, "docs", Pipeline(window=7))
+    assert state == before
+    pipelines.install(client, "docs", Pipeline(window=7), force=True)
+    assert state["pipelines"]["titlecast-docs"] == pipeline_body(Pipeline(window=7))
+
+
+def test_a_pipeline_that_leaves_options_out_loses_nothing(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["pipelines"]["titlecast-docs"] = {
+        "request_processors": [{"title_rerank_candidates": {}}],
+        "response_processors": [{"title_rerank": {"timeout": "1m"}}],
+    }
+    pipelines.install(client, "docs", Pipeline())
+    assert state["pipelines"]["titlecast-docs"] == pipeline_body(Pipeline())
+
+
+def test_a_pipeline_that_other_indices_use_is_changed_by_force_only(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["indices"]["third"] = copy.deepcopy(state["indices"]["docs"])
+    for index in ("more", "third"):
+        pipelines.install(client, index, Pipeline(), name="site")
+    before = unchanged(state)
+    changed = Pipeline("meta.headline")
+    for index in ("docs", "more"):  # it is the default of one of them already
+        others = "more, third" if index == "docs" else "third"
+        with pytest.raises(PipelineError, match=f"also the default of {others}: choose another"):
+            pipelines.install(client, index, changed, name="site")
+    assert state == before
+    pipelines.install(client, "docs", Pipeline(), name="site")  # nothing changes for the others
+    pipelines.install(client, "*", changed, name="site")  # all of them are meant
+    pipelines.install(client, "docs", Pipeline(window=7), name="site", force=True)
+    assert state["pipelines"] == {"site": pipeline_body(Pipeline(window=7))}
+
+
 def test_installed_reads_back_what_was_installed(client: OpenSearch, state: dict[str, Any]) -> None:
     pipeline = Pipeline("meta.headline", ("passage", "title"), 50, 0, "2s")
     pipelines.install(client, "docs", pipeline, name="ours")
