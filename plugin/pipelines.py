@@ -18,7 +18,8 @@ from plugin.clusters import ClusterError
 REQUEST_PROCESSOR = "title_rerank_candidates"
 RESPONSE_PROCESSOR = "title_rerank"
 DEFAULT_SETTING = "index.search.default_pipeline"
-MAX_WINDOW = 10_000  # index.max_result_window, as the engine has it by default
+LIMIT_SETTING = "index.max_result_window"
+MAX_WINDOW = 10_000  # the plugin's; also the setting's default
 _NONE = "_none"
 _TEXT_TYPES = ("text", "match_only_text", "keyword")
 _TIME = re.compile(r"[1-9][0-9]*(ms|s)")
@@ -106,14 +107,15 @@ def install(
     """Install a pipeline and make it the default of an index; give warnings worth reading.
 
     Checks before it changes anything. Raises `ClusterError` if the plugin is missing on a
-    node, and `PipelineError` if the index or a field is missing, or if another pipeline is in
-    the way, or one of this name that holds more or that other indices use (`force` replaces
-    those).
+    node, and `PipelineError` if the index or a field is missing, if an index gives out fewer
+    hits than the window has, or if another pipeline is in the way, or one of this name that
+    holds more or that other indices use (`force` replaces those).
     """
     name = name or default_name(index)
     body = pipeline_body(pipeline)
     check_plugin(client)
     warnings = check_fields(client, index, [pipeline.title_field, *pipeline.passage_fields])
+    check_window(client, index, pipeline.window)
     others = {
         user: default
         for user, default in default_pipelines(client, index).items()
@@ -209,9 +211,9 @@ def default_pipelines(client: OpenSearch, index: str) -> dict[str, str]:
     if not settings:
         raise PipelineError(f"no index {index}: make one with `titlecast index`, or check --index")
     return {
-        name: default
-        for name, default in settings.items()
-        if default is not None and default != _NONE
+        name: one[DEFAULT_SETTING]
+        for name, one in settings.items()
+        if one.get(DEFAULT_SETTING, _NONE) != _NONE
     }
 
 
@@ -259,6 +261,24 @@ def check_fields(client: OpenSearch, index: str, fields: Sequence[str]) -> list[
                     " reranking would read empty text"
                 )
     return warnings
+
+
+def check_window(client: OpenSearch, index: str, window: int) -> None:
+    """Make sure that the window can be asked of the index, or of every one behind an alias.
+
+    Above `index.max_result_window` the engine refuses the search, whatever page was asked for.
+    Raises `PipelineError`.
+    """
+    limits = {
+        name: int(one.get(LIMIT_SETTING, MAX_WINDOW))
+        for name, one in _settings(client, index).items()
+    }
+    name = min(limits, key=lambda name: limits[name])
+    if window > limits[name]:
+        raise PipelineError(
+            f"index {name} gives out fewer hits than a window of {window}"
+            f" (its max_result_window is {limits[name]}): give --window {limits[name]}"
+        )
 
 
 def _check_field(index: str, field: str, types: Mapping[str, str], properties: Any) -> None:
@@ -339,14 +359,17 @@ def _processor(processors: Any, name: str) -> Mapping[str, Any] | None:
 
 def _users(client: OpenSearch, name: str) -> tuple[str, ...]:
     settings = _settings(client, "*")
-    return tuple(sorted(index for index, default in settings.items() if default == name))
+    return tuple(
+        sorted(index for index, one in settings.items() if one.get(DEFAULT_SETTING) == name)
+    )
 
 
-def _settings(client: OpenSearch, index: str) -> dict[str, str | None]:
+def _settings(client: OpenSearch, index: str) -> dict[str, Mapping[str, str]]:
+    """Give the settings of an index, or of those behind an alias, by their dotted names."""
     try:
         answer = client.indices.get_settings(
             index=index, flat_settings=True, expand_wildcards="all"
         )
     except NotFoundError:
         return {}
-    return {name: entry["settings"].get(DEFAULT_SETTING) for name, entry in answer.items()}
+    return {name: entry["settings"] for name, entry in answer.items()}

@@ -170,6 +170,30 @@ def test_an_alias_stands_for_its_indices(client: OpenSearch) -> None:
     assert [found.indices for found in pipelines.installed(client)] == [(INDEX,)]
 
 
+def test_a_window_above_max_result_window_is_refused_through_an_alias_too(
+    client: OpenSearch,
+) -> None:
+    client.indices.put_alias(index=INDEX, name=f"{INDEX}-alias")
+    client.indices.put_settings(index=INDEX, body={"index.max_result_window": 50})
+    with pytest.raises(PipelineError, match=f"{INDEX} .*give --window 50"):
+        pipelines.install(client, f"{INDEX}-alias", Pipeline())
+    assert client.search_pipeline.get(ignore=[404]) == {}
+    pipelines.install(client, f"{INDEX}-alias", Pipeline(window=50))
+    body = {"query": {"match": {"passage": "word"}}, "size": 3}
+    assert len(client.search(index=INDEX, body=body)["hits"]["hits"]) == 3
+
+
+def test_a_pipeline_with_a_filter_keeps_it(client: OpenSearch) -> None:
+    pipelines.install(client, INDEX, Pipeline())
+    pipelines.install(client, INDEX, Pipeline(window=50))  # ours, as the engine gives it back
+    body = client.search_pipeline.get(id=NAME)[NAME]
+    body["request_processors"].insert(0, {"filter_query": {"query": {"term": {"title": "1"}}}})
+    client.search_pipeline.put(id=NAME, body=body)
+    with pytest.raises(PipelineError, match="filter_query"):
+        pipelines.install(client, INDEX, Pipeline())
+    assert client.search_pipeline.get(id=NAME)[NAME] == body
+
+
 def test_wrong_fields_are_refused_on_a_real_mapping(client: OpenSearch) -> None:
     for field, message in (
         ("headline", "its text fields are page_id, passage, section, title, url"),

@@ -55,7 +55,8 @@ class FakeCluster(Connection):
             else:
                 del stored[path[2]]
             return {"acknowledged": True}
-        names = [name for name in state["indices"] if path[0] in ("*", name)]
+        meant = state["aliases"].get(path[0], [path[0]])
+        names = [name for name in state["indices"] if path[0] == "*" or name in meant]
         if not names and path[0] != "*":
             return None
         if path[1] == "_mapping":
@@ -86,6 +87,7 @@ def state() -> dict[str, Any]:
     return {
         "nodes": {"a": node("title_rerank_candidates", "title_rerank")},
         "pipelines": {},
+        "aliases": {"both": ["docs", "more"]},
         "indices": {"docs": copy.deepcopy(index), "more": copy.deepcopy(index)},
     }
 
@@ -209,6 +211,25 @@ def test_fields_that_do_not_come_back_are_warned_of(
     state["indices"]["docs"]["mappings"]["_source"] = source
     warnings = pipelines.install(client, "docs", Pipeline("title", ("meta.headline",)))
     assert [warning.split(" of index")[0] for warning in warnings] == warned
+
+
+def test_a_window_that_an_index_does_not_give_out_is_refused_before_anything_changes(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["indices"]["docs"]["settings"]["index.max_result_window"] = "80"
+    state["indices"]["more"]["settings"]["index.max_result_window"] = "50"
+    before = unchanged(state)
+    for index, limit in (("docs", 80), ("both", 50), ("*", 50)):
+        for force in (False, True):
+            with pytest.raises(PipelineError, match=rf"is {limit}\): give --window {limit}$"):
+                pipelines.install(client, index, Pipeline(), force=force)
+    assert state == before
+    pipelines.install(client, "both", Pipeline(window=50))
+    assert default_of(state, "docs") == default_of(state, "more") == "titlecast-both"
+
+
+def test_a_window_as_large_as_an_index_gives_out_by_default_is_taken(client: OpenSearch) -> None:
+    pipelines.install(client, "docs", Pipeline(window=10_000))
 
 
 def test_another_default_is_replaced_by_force_only(
