@@ -342,12 +342,15 @@ def _parse(body: Mapping[str, Any]) -> Pipeline | None:
     response = _processor(body.get("response_processors"), RESPONSE_PROCESSOR)
     if response is None:
         return None
-    passage = response.get("passage_field", "passage")
+    request = request or {}
+    # As the plugin reads them: both of one processor, the other's only where it names neither.
+    fields = response if {"title_field", "passage_field"} & response.keys() else request
+    passage = fields.get("passage_field", "passage")
     plain = Pipeline()
     return Pipeline(
-        str(response.get("title_field", plain.title_field)),
+        str(fields.get("title_field", plain.title_field)),
         tuple(passage) if isinstance(passage, list) else (str(passage),),
-        int((request or {}).get("window", plain.window)),
+        int(request.get("window", plain.window)),
         int(response.get("passage_depth", plain.passage_depth)),
         str(response.get("timeout", plain.timeout)),
     )

@@ -1,5 +1,7 @@
 """Installing, using and removing a pipeline on a real node."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,6 +118,35 @@ def test_without_a_sidecar_the_reason_is_shown(
     assert "not reranked" in shown.output
 
 
+def test_a_page_larger_than_the_window_is_not_told_that_there_is_no_pipeline(
+    client: OpenSearch, sidecar: Any, run: Callable[..., Result]
+) -> None:
+    pipelines.install(client, INDEX, Pipeline(window=5, timeout="5s"))
+    with sidecar.serving(backwards()):
+        shown = run("search", "word", "--index", INDEX, "--size", "6")
+    assert shown.exit_code == 0, shown.output
+    assert "no pipeline" not in shown.output
+
+
+def test_a_search_reads_the_fields_that_the_pipeline_reads(
+    client: OpenSearch, sidecar: Any, run: Callable[..., Result]
+) -> None:
+    body = {
+        "request_processors": [
+            {"title_rerank_candidates": {"title_field": "section", "passage_field": ["passage"]}}
+        ],
+        "response_processors": [{"title_rerank": {"timeout": "5s"}}],
+    }
+    client.search_pipeline.put(id=NAME, body=body)
+    client.indices.put_settings(index=INDEX, body={"index.search.default_pipeline": NAME})
+    client.index(
+        index=INDEX, id="x", body={"section": "its section", "passage": "word"}, refresh=True
+    )
+    with sidecar.serving(backwards()):
+        shown = run("search", "word", "--index", INDEX, "--size", "30")
+    assert "its section" in shown.output
+
+
 def test_the_window_bounds_what_is_reranked(client: OpenSearch, sidecar: Any) -> None:
     pipelines.install(client, INDEX, Pipeline(window=10, timeout="5s"))
     with sidecar.serving(backwards()):
@@ -137,6 +168,31 @@ def test_show_prints_what_install_made(run: Callable[..., Result]) -> None:
     assert shown.exit_code == 0
     assert NAME in shown.output
     assert '"window": 77' in shown.output
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_show_prints_the_whole_pipeline_however_narrow_the_console(
+    client: OpenSearch,
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    if terminal:
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("NO_COLOR", "1")
+    name = f"{NAME}-with-a-name-that-is-too-long-for-a-line"
+    pipelines.install(client, INDEX, Pipeline(), name=name)
+    heading, shown = run("pipeline", "show").stdout.split("\n", 1)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    if terminal:
+        assert max(map(len, text.splitlines())) <= 40
+        text = text.replace("\n", "")
+    body = client.search_pipeline.get(id=name)[name]
+    assert re.sub(r"\s", "", text) == re.sub(r"\s", "", json.dumps(body))
+    if not terminal:
+        assert json.loads(shown) == body
+        assert heading == f"{name}, the default of {INDEX}"
 
 
 def test_remove_gives_the_index_back(client: OpenSearch, run: Callable[..., Result]) -> None:

@@ -345,6 +345,31 @@ def test_installed_reads_back_what_was_installed(client: OpenSearch, state: dict
     assert found.body == pipeline_body(pipeline)
 
 
+@pytest.mark.parametrize(
+    ("request_", "response", "fields"),
+    [
+        ({"title_field": "t", "passage_field": ["a", "b"]}, {}, ("t", ("a", "b"))),
+        ({"title_field": "t", "passage_field": "a"}, {"title_field": "r"}, ("r", ("passage",))),
+        ({"title_field": "t"}, {"passage_field": "p"}, ("title", ("p",))),
+        ({"passage_field": "a"}, {"passage_depth": 5}, ("title", ("a",))),
+        ({}, {}, ("title", ("passage",))),
+    ],
+)
+def test_fields_are_those_that_the_plugin_reads(
+    client: OpenSearch,
+    state: dict[str, Any],
+    request_: dict[str, Any],
+    response: dict[str, Any],
+    fields: tuple[str, tuple[str, ...]],
+) -> None:
+    state["pipelines"]["ours"] = {
+        "request_processors": [{"title_rerank_candidates": request_}],
+        "response_processors": [{"title_rerank": response}],
+    }
+    (found,) = pipelines.installed(client)
+    assert (found.pipeline.title_field, found.pipeline.passage_fields) == fields
+
+
 def test_installed_can_be_asked_of_one_index(client: OpenSearch) -> None:
     pipelines.install(client, "docs", Pipeline())
     assert len(pipelines.installed(client, "docs")) == 1
