@@ -19,6 +19,7 @@ from indexing.target import end_loading, make_index
 from plugin import pipelines
 from plugin.cli.search import compare
 from plugin.clusters import connect
+from plugin.engines import Engine
 from plugin.pipelines import Pipeline, PipelineError
 from plugin.sidecar.protocol import (
     RerankRequest,
@@ -45,16 +46,11 @@ def index(client: OpenSearch) -> Iterator[None]:
 
 
 @pytest.fixture
-def url(client: OpenSearch) -> str:
-    return str(client.transport.connection_pool.connections[0].host)
-
-
-@pytest.fixture
-def run(url: str) -> Callable[..., Result]:
+def run(cluster: Engine) -> Callable[..., Result]:
     app = typer.Typer()
     plugin.cli.pipeline.register(app)
     plugin.cli.search.register(app)
-    return lambda *arguments: CliRunner().invoke(app, [*arguments, "--url", url])
+    return lambda *arguments: CliRunner().invoke(app, [*arguments, "--url", cluster.url])
 
 
 def backwards() -> FastAPI:
@@ -261,6 +257,6 @@ def test_wrong_fields_are_refused_on_a_real_mapping(client: OpenSearch) -> None:
     assert client.search_pipeline.get(ignore=[404]) == {}
 
 
-def test_connect_takes_the_node_for_what_it_is(url: str) -> None:
-    with connect(url) as client:
+def test_connect_takes_the_node_for_what_it_is(cluster: Engine) -> None:
+    with connect(cluster.url) as client:
         pipelines.check_plugin(client)
