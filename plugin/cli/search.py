@@ -177,8 +177,8 @@ def _why_alone(client: OpenSearch, index: str, size: int) -> str:
     name, window = found[0].name, found[0].pipeline.window
     if size > window:
         return (
-            f"the pipeline {name} leaves a page of {size} hits, beyond its window of {window},"
-            f" alone: ask for {window} at most, or install it with --window {size}"
+            f"the pipeline {name} left this page of {size} hits alone, which reaches beyond its"
+            f" window of {window}: ask for {window} at most, or install it with --window {size}"
         )
     return (
         f"the pipeline {name} says nothing of this search: see what else is in it with"

@@ -154,7 +154,7 @@ def test_it_reads_why_nothing_was_reranked() -> None:
 @pytest.mark.parametrize(
     ("size", "defaults", "reason"),
     [
-        (5, {"docs": "ours"}, r"ours leaves a page of 5 .* ask for 4 at most, .* --window 5"),
+        (5, {"docs": "ours"}, r"this page of 5 hits alone.* ask for 4 at most.*--window 5"),
         (4, {"docs": "ours"}, r"ours says nothing .*pipeline show --index docs"),
         (5, {"a": "ours", "b": "theirs"}, r"none of several default pipelines \(ours, theirs\)"),
     ],
