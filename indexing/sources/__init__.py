@@ -62,6 +62,8 @@ class Source(NamedTuple):
     records: Iterator[Record]
     fraction: Callable[[], float | None]  # from 0 to 1; None where the end is not known
     fingerprint: Mapping[str, str | int] = MappingProxyType({})  # what to read, and how
+    # Where it is an index or several: the cluster's uuid and the name of each.
+    indices: Callable[[], frozenset[tuple[str, str]]] = frozenset
 
     def through(
         self, step: Callable[[Iterator[Record]], Iterator[Record]], **options: str | int
@@ -102,7 +104,9 @@ def open_source(
     if chosen == "opensearch":
         index = _index(location, connect)
         made_of |= {"location": index.name, "sort": index.sort}
-        return Source(index.name, chosen, index.documents(fields), index.fraction, made_of)
+        return Source(
+            index.name, chosen, index.documents(fields), index.fraction, made_of, index.indices
+        )
     try:
         if chosen == "irds":
             data = DataSet(location)

@@ -52,6 +52,18 @@ class IndexReader:
         """How many of the documents have been read, from 0 to 1."""
         return min(1.0, self._read / self._total) if self._total else None
 
+    def indices(self) -> frozenset[tuple[str, str]]:
+        """Give the indices that are read, each as its cluster's uuid and its own name.
+
+        That tells an index behind an alias or a pattern, and needs no right but to read it.
+        """
+        found = self._client.indices.resolve_index(name=self.index)
+        names = {one["name"] for one in found["indices"]}
+        names.update(name for alias in found["aliases"] for name in alias["indices"])
+        names.update(name for one in found["data_streams"] for name in one["backing_indices"])
+        cluster = self._client.info()["cluster_uuid"]
+        return frozenset((cluster, name) for name in names)
+
     def documents(self, fields: FieldMap | None = None) -> Iterator[Document | Failure]:
         """Yield a document for every one of the index, and close the connection at the end."""
         fields = fields or FieldMap()

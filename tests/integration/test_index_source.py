@@ -23,6 +23,7 @@ from indexing.records import Document, Failure, Record
 from indexing.sources import open_source
 from indexing.sources.fields import FieldMap
 from indexing.sources.opensearch import IndexReader
+from plugin.cli.options import CommandError
 from plugin.cli.reading import read
 
 INDEX = "test-index-source"
@@ -135,6 +136,45 @@ def _never(address: str) -> OpenSearch:
     return OpenSearch([address])
 
 
+@pytest.mark.parametrize("name", [INDEX, f"{INDEX}-alias", f"{INDEX}*"])
+def test_an_index_is_not_deleted_for_its_own_load(
+    client: OpenSearch, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    make(client, some(3))
+    client.indices.put_alias(index=INDEX, name=f"{INDEX}-alias")
+    url = address.rpartition("/")[0]
+    done = load(f"{url}/{name}", url, "--recreate")
+    assert isinstance(done.exception, CommandError)
+    assert done.exception.status == 2
+    assert "with --alias instead" in str(done.exception)
+    assert sorted(stored(client)) == sorted(some(3))
+    # Another index may be made of it.
+    done = load(f"{url}/{name}", url, "--recreate", index=f"{INDEX}-2")
+    assert done.exit_code == 0, done.output
+    assert stored(client, f"{INDEX}-2") == stored(client)
+
+
+def test_an_index_is_not_deleted_for_a_source_that_gives_nothing(
+    client: OpenSearch, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    make(client, some(3))
+    url = address.rpartition("/")[0]
+    empty = tmp_path / "a.jsonl"
+    empty.write_text("")
+    for source, why in ((f"{url}/{INDEX}-mistyped", "no such index"), (str(empty), "no records")):
+        done = load(source, url, "--recreate")
+        assert isinstance(done.exception, CommandError)
+        assert "was not deleted" in str(done.exception)
+        assert why in str(done.exception)
+        assert sorted(stored(client)) == sorted(some(3))
+    # What was refused is no interrupted load.
+    empty.write_text('{"id": "1", "title": "T"}')
+    assert load(str(empty), url, "--recreate").exit_code == 0
+    assert list(stored(client)) == ["1"]
+
+
 @pytest.mark.parametrize("analyzer", LANGUAGES)
 def test_every_language_is_one_of_the_engine(client: OpenSearch, analyzer: str) -> None:
     body = {"analyzer": analyzer, "text": "Sorting the lists"}
@@ -228,13 +268,13 @@ def test_vectors_are_refused_where_the_cluster_cannot_hold_them(
     assert not client.indices.exists(index=INDEX)
 
 
-def load(path: str, url: str, *options: str) -> Result:
+def load(path: str, url: str, *options: str, index: str = INDEX) -> Result:
     app = typer.Typer()
     app.callback()(lambda: None)
     plugin.cli.index.register(app)
-    return CliRunner().invoke(app, ["index", path, "--index", INDEX, "--url", url, *options])
+    return CliRunner().invoke(app, ["index", path, "--index", index, "--url", url, *options])
 
 
-def stored(client: OpenSearch) -> dict[str, Any]:
-    hits = client.search(index=INDEX, body={"size": 1000})["hits"]["hits"]
+def stored(client: OpenSearch, index: str = INDEX) -> dict[str, Any]:
+    hits = client.search(index=index, body={"size": 1000})["hits"]["hits"]
     return {hit["_id"]: hit["_source"] for hit in hits}
