@@ -48,7 +48,7 @@ class Destination:
         delete_old: delete what the alias named before.
         tune: give an existing index settings fit for loading meanwhile; a new one always has.
         most_failures: the share of the records that may fail for the alias still to be switched;
-            where a file was cut short, so that its rest is missing, only 1 allows it.
+            where a failure hides others, as that of a file cut short, only 1 allows it.
     """
 
     index: str | None = None

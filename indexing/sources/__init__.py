@@ -215,18 +215,27 @@ def _open_path(
 
 
 def _trec_folder(path: Path) -> Iterator[Record]:
-    try:
-        for file in folder.files(path):
-            yield from trec.documents(LineFile(file))
-    except OSError as error:
-        yield LineFile.cut(str(error.filename or path), error)
+    for file in folder.files(path):
+        if isinstance(file, Failure):
+            yield file
+            continue
+        try:
+            lines = LineFile(file)
+        except OSError as error:
+            yield LineFile.cut(str(file), error)
+        else:
+            yield from trec.documents(lines)
 
 
 def _guess_folder(path: Path) -> Format:
     if beir.find_corpus(path):
         return "beir"
-    if any(file.suffix.lower() in folder.SUFFIXES for file in islice(folder.files(path), 1000)):
+    found = list(islice(folder.files(path), 1000))
+    if any(isinstance(file, Path) and file.suffix.lower() in folder.SUFFIXES for file in found):
         return "folder"
+    for failure in found:
+        if isinstance(failure, Failure):
+            raise SourceError(f"{failure.location}: {failure.reason}")
     raise SourceError(
         f"no corpus.jsonl, Markdown, HTML or text in {path}: name another folder or a file,"
         " or give --format trec"

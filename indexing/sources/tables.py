@@ -34,17 +34,22 @@ def csv_documents(file: LineFile, fields: FieldMap | None = None) -> Iterator[Do
             yield row
             continue
         if not header:
-            delimiter = max(_DELIMITERS, key=row.text.count)
-            header = [name.strip() for name in _cells(row.text, delimiter)]
-            continue
+            delimiter = _delimiter(row.text)
         try:
             cells = _cells(row.text, delimiter)
         except csv.Error as error:
-            yield Failure(row.location, f"not CSV: {error}", excerpt(row.text))
+            failure = _failure(row.location, f"not CSV: {error}", row.text)
+            if not header:  # without one no row means anything
+                yield failure._replace(cut=True)
+                return
+            yield failure
+            continue
+        if not header:
+            header = [name.strip() for name in cells]
             continue
         if len(cells) != len(header):
             reason = f"{len(header)} columns are needed, as in the header, not {len(cells)}"
-            yield Failure(row.location, reason, excerpt(row.text))
+            yield _failure(row.location, reason, row.text)
             continue
         values = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
         yield document(Object(row.location, values), fields)
@@ -53,14 +58,15 @@ def csv_documents(file: LineFile, fields: FieldMap | None = None) -> Iterator[Do
 def _csv_rows(file: LineFile) -> Iterator[Line | Failure]:
     """Join the lines of rows whose quotes are still open."""
     parts: list[str] = []
-    location = ""
-    size = quotes = 0
+    location = delimiter = ""
+    size = 0
+    quoted = False
     for line in file.lines(blank=True):
         if isinstance(line, Failure):
             # Whatever row it was part of cannot be told any more.
             if parts:
-                yield Failure(location, f"the row is broken at {line.location}", excerpt(parts[0]))
-            parts, size, quotes = [], 0, 0
+                yield _failure(location, f"the row is broken at {line.location}", "\n".join(parts))
+            parts, size, quoted = [], 0, False
             yield line
             continue
         if not parts:
@@ -69,17 +75,58 @@ def _csv_rows(file: LineFile) -> Iterator[Line | Failure]:
             location = line.location
         parts.append(line.text)
         size += len(line.text)
-        quotes += line.text.count('"')
-        if quotes % 2 == 0:
-            yield Line(location, "\n".join(parts))
+        quoted = _stays_quoted(line.text, quoted, delimiter or _delimiter(line.text))
+        if not quoted:
+            row = "\n".join(parts)
+            delimiter = delimiter or _delimiter(row)
+            yield Line(location, row)
         elif size > MAX_LINE_BYTES:
             reason = f"a quote is still open at {line.location}, {size} characters later"
-            yield Failure(location, reason, excerpt(parts[0]))
+            yield _failure(location, reason, "\n".join(parts))
         else:
             continue
-        parts, size, quotes = [], 0, 0
+        parts, size, quoted = [], 0, False
     if parts:
-        yield Failure(location, "a quote is still open where the file ends", excerpt(parts[0]))
+        yield _failure(location, "a quote is still open where the file ends", "\n".join(parts))
+
+
+def _delimiter(header: str) -> str:
+    return max(_DELIMITERS, key=header.count)
+
+
+def _stays_quoted(line: str, quoted: bool, delimiter: str) -> bool:
+    """Tell whether a quoted value is open at a line's end, given whether one was at its start.
+
+    By the rule of `csv`: a quote opens a value only as its first character. In any other place,
+    as in `Pipe 5" wide`, it is text.
+    """
+    if '"' not in line:
+        return quoted
+    at = 0
+    if not quoted:
+        quoted = line.startswith('"')
+        at = int(quoted)
+    while True:
+        if quoted:
+            at = line.find('"', at) + 1
+            if not at:
+                return True
+            if line.startswith('"', at):  # two are one in the text
+                at += 1
+                continue
+        at = line.find(delimiter, at) + 1
+        if not at:
+            return False
+        quoted = line.startswith('"', at)
+        at += quoted
+
+
+def _failure(location: str, reason: str, row: str) -> Failure:
+    """Say what is wrong with a row; one of many lines may have taken other rows in."""
+    lines = row.count("\n")
+    if lines:
+        reason = f"{reason}; lines behind it that it took in: {lines:,}"
+    return Failure(location, reason, excerpt(row.partition("\n")[0]), cut=bool(lines))
 
 
 def _cells(row: str, delimiter: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from indexing.deadletter import entries
 from indexing.job import Destination, run
 from indexing.load import Options, load
 from indexing.records import Document, Failure, Record
+from indexing.sources import open_source
 from tests.integration import loader
 from tests.integration.proxy import Dropped, Proxy
 
@@ -388,6 +390,36 @@ def test_an_alias_is_not_switched_to_an_index_that_lacks_too_much(
     assert again.switched
     assert again.summary.index == result.summary.index
     assert held(client, NAME) == loader.expected(400)
+
+
+@pytest.mark.parametrize("source", ["quote", "folder"])
+def test_an_alias_is_not_switched_where_one_failure_hides_many(
+    client: OpenSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    if source == "quote":
+        rows = [f'{n},Pipe {n}" wide' for n in range(300)]
+        path = tmp_path / "some.csv"
+        path.write_text("\n".join(["id,title", *rows, '300,"open', *["301,lost"] * 9]))
+    else:
+        path = tmp_path / "pages"
+        for number in range(300):
+            page = path / f"{number // 150}" / f"{number}.md"
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text("text")
+        (path / "shut").mkdir()
+        scandir = os.scandir
+
+        def refuse(folder: str) -> object:
+            if Path(folder).name == "shut":
+                raise PermissionError(13, "Permission denied", folder)
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+    opened = open_source(str(path))
+    result = run(client, opened.records, {}, Destination(alias=NAME), folder=tmp_path / "load")
+    assert (result.summary.indexed, result.summary.failed, result.summary.cut) == (300, 1, 1)
+    assert not result.switched
+    assert not client.indices.exists_alias(name=NAME)
 
 
 def interrupted() -> Iterator[Record]:
