@@ -92,6 +92,40 @@ def test_a_field_to_sort_by_stands_in_for_the_id(client: OpenSearch, address: st
     assert [one.id for one in found] == [str(n) for n in reversed(range(30))]
 
 
+@pytest.mark.parametrize("sort", ["", "?sort=day"])
+def test_equal_sort_values_lose_nothing_between_pages(
+    client: OpenSearch, address: str, sort: str
+) -> None:
+    """Two indices behind an alias share all ids, and many of each have one day."""
+    rows = {key: {**one, "day": int(key) // 37} for key, one in some(230).items()}
+    body = {"settings": {"number_of_shards": 2}, "aliases": {f"{INDEX}-alias": {}}}
+    make(client, rows, **body)
+    client.indices.create(index=f"{INDEX}-2", body=body)
+    bulk(client, [{"_id": key, "_source": one} for key, one in rows.items()], index=f"{INDEX}-2")
+    client.indices.refresh(index=f"{INDEX}*")
+    for name in (f"{INDEX}-alias", f"{INDEX}*"):
+        location = f"{address.rpartition('/')[0]}/{name}{sort}"
+        found = documents(IndexReader(location, page=11).documents())
+        assert sorted(one.id for one in found) == sorted([*rows, *rows])
+        assert documents(IndexReader(location, page=50).documents()) == found
+
+
+def test_documents_that_were_not_read_are_a_failure(client: OpenSearch, address: str) -> None:
+    """By their own routing, two documents of one index have one id, at the end of a page."""
+    make(client, some(9))
+    shards = {}
+    for routing in map(str, range(9)):
+        answer = client.search_shards(index=INDEX, params={"routing": routing})
+        shards[answer["shards"][0][0]["shard"]] = routing
+    for routing in shards.values():
+        client.index(index=INDEX, id="same", body={"title": "T"}, routing=routing, refresh=True)
+    *found, failure = IndexReader(address, page=10).documents()
+    assert len(found) == 10
+    assert isinstance(failure, Failure)
+    assert failure.cut
+    assert "10 documents were read where the index holds 12" in failure.reason
+
+
 def test_a_point_in_time_that_expires_is_replaced(client: OpenSearch, address: str) -> None:
     make(client, some(50))
     records = IndexReader(address, page=10).documents()
