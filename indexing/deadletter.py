@@ -2,8 +2,9 @@
 
 `{"position": 17, "location": "corpus.jsonl:18", "id": "a", "reason": "…", "document": {…}}`: the
 record's position in the source from 0, and what there is of it: the `document` as it would have
-been indexed, or the `excerpt` of what could not be read. With the cause put right, the documents
-make a source again: `jq -c 'select(.document) | .document + {id}' dead-letters.jsonl`.
+been indexed, or the `excerpt` of what could not be read or is nested too deeply. With the cause put
+right, the documents make a source again:
+`jq -c 'select(.document) | .document + {id}' dead-letters.jsonl`.
 
 A line is written whole before its record counts as done. Whatever a kill left behind the last
 checkpoint is dropped when the load goes on, as it is then found again.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from indexing.checkpoint import naming
-from indexing.records import Failure
+from indexing.records import Failure, excerpt
 
 
 class DeadLetters:
@@ -60,10 +61,7 @@ class DeadLetters:
         entry["reason"] = failure.reason
         if failure.excerpt:
             entry["excerpt"] = failure.excerpt
-        if document is not None:
-            entry["document"] = document
-        # In ASCII, as that also writes what no UTF-8 can hold.
-        line = memoryview(json.dumps(_plain(entry)).encode() + b"\n")
+        line = memoryview(_line(entry, document))
         with self._lock, naming(self.path):
             if self._file is None:
                 self._file = io.FileIO(self.path, "ab")
@@ -119,6 +117,16 @@ def entries(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError:  # torn
                 continue
+
+
+def _line(entry: Mapping[str, object], document: Mapping[str, Any] | None) -> bytes:
+    whole = entry if document is None else {**entry, "document": document}
+    try:
+        # In ASCII, as that also writes what no UTF-8 can hold.
+        return json.dumps(_plain(whole)).encode() + b"\n"
+    except RecursionError:  # too deep to be written, or to be read again
+        texts = {name: text for name, text in (document or {}).items() if isinstance(text, str)}
+        return _line({**entry, "excerpt": excerpt(json.dumps(texts))}, None)
 
 
 def _plain(value: object) -> object:

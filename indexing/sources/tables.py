@@ -158,22 +158,72 @@ class ParquetTable:
         return self._read / self._rows if self._rows else 1.0
 
     def documents(self, fields: FieldMap | None = None) -> Iterator[Document | Failure]:
-        """Yield a document for every row; numbers, dates and bytes become what JSON can hold."""
+        """Yield a document for every row; numbers, dates and bytes become what JSON can hold.
+
+        Times keep microseconds, which are what Python's have.
+        """
         fields = fields or FieldMap()
         with self._opened() as table:
             batches = table.iter_batches(batch_size=_ROWS)
             while True:
                 location = f"{self._path.name}:{self._read + 1}"
                 try:
-                    rows = next(batches).to_pylist()
+                    batch = self._in_microseconds(next(batches))
                 except StopIteration:
                     return
                 except (self._arrow.ArrowException, OSError, ValueError) as error:
                     yield LineFile.cut(location, error)
                     return
-                for row in rows:
+                for row in self._rows_of(batch):
                     self._read += 1
-                    yield document(Object(f"{self._path.name}:{self._read}", _plain(row)), fields)
+                    location = f"{self._path.name}:{self._read}"
+                    if isinstance(row, Failure):
+                        yield row._replace(location=location)
+                    else:
+                        yield document(Object(location, _plain(row)), fields)
+
+    def _in_microseconds(self, batch: Any) -> Any:
+        columns = []
+        for column in batch.columns:
+            type_ = self._without_nanoseconds(column.type)
+            # Not every type can be cast, be it to itself.
+            columns.append(column if type_ == column.type else column.cast(type_, safe=False))
+        return self._arrow.RecordBatch.from_arrays(columns, batch.schema.names)
+
+    def _without_nanoseconds(self, type_: Any) -> Any:
+        """Give a column's type with times in microseconds; Python has no smaller ones."""
+        arrow = self._arrow
+        if arrow.types.is_timestamp(type_) and type_.unit == "ns":
+            return arrow.timestamp("us", type_.tz)
+        if arrow.types.is_duration(type_) and type_.unit == "ns":
+            return arrow.duration("us")
+        if arrow.types.is_time64(type_) and type_.unit == "ns":
+            return arrow.time64("us")
+        if arrow.types.is_list(type_):
+            field = type_.value_field
+            return arrow.list_(field.with_type(self._without_nanoseconds(field.type)))
+        if arrow.types.is_struct(type_):
+            return arrow.struct(
+                [field.with_type(self._without_nanoseconds(field.type)) for field in type_]
+            )
+        return type_
+
+    def _rows_of(self, batch: Any) -> Iterator[dict[str, Any] | Failure]:
+        """Yield a batch's rows, or why Python cannot hold one of its values."""
+        errors = (self._arrow.ArrowException, OverflowError, ValueError)
+        try:
+            yield from batch.to_pylist()
+        except errors:  # of one of the rows: nothing has been yielded
+            for number in range(batch.num_rows):
+                row: dict[str, Any] = {}
+                name = ""
+                try:
+                    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                        row[name] = column[number].as_py()
+                except errors as error:
+                    yield Failure("", f"field {name!r} cannot be read: {error}")
+                else:
+                    yield row
 
     def _opened(self) -> Any:
         try:

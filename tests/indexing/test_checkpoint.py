@@ -98,6 +98,27 @@ def test_dead_letters_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     assert letters.first(1) == (Failure("f:3", "bad"),)
 
 
+@pytest.mark.parametrize("depth", [10, 600, 5_000])
+def test_a_document_too_deep_to_be_written_is_named(tmp_path: Path, depth: int) -> None:
+    value: object = "end"
+    for _ in range(depth):
+        value = {"a": value}
+    letters = DeadLetters(tmp_path / "dead.jsonl")
+    document = Document("x", "title", "passage", {"deep": value})
+    failure = prepare(document)
+    if depth == 5_000:
+        assert isinstance(failure, Failure)
+        assert "nested too deeply to be written: flatten its metadata" in failure.reason
+    letters.add(7, Failure("f:8", "bad"), id_="x", document=document.fields())
+    letters.close()
+    (entry,) = entries(letters.path)
+    assert (entry["position"], entry["location"], entry["id"]) == (7, "f:8", "x")
+    if depth == 10:
+        assert entry["document"] == document.fields()
+    else:
+        assert entry["excerpt"] == '{"title": "title", "passage": "passage"}'
+
+
 @contextlib.contextmanager
 def room(size: int) -> Iterator[None]:
     """Let no file grow beyond so many bytes, as on a disk that fills up while it is written."""

@@ -194,6 +194,63 @@ def test_many_rows_come_in_their_order(tmp_path: Path) -> None:
     assert [one.id for one in open_source(path).records if isinstance(one, Document)] == ids
 
 
+def far(type_: Any, value: int) -> Any:
+    """600 values of which one is beyond what Python can hold."""
+    integer = pyarrow.int32() if type_ == pyarrow.date32() else pyarrow.int64()
+    return pyarrow.array([value if n == 300 else n for n in range(600)], integer).cast(type_)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        far(pyarrow.timestamp("us"), 400_000_000_000_000_000),
+        far(pyarrow.date32(), 9_000_000),
+        far(pyarrow.duration("s"), 9 * 10**17),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_what_python_cannot_hold_fails_its_row_alone(tmp_path: Path, column: Any) -> None:
+    ids = [str(number) for number in range(600)]
+    path = write(tmp_path / "a.parquet", {"id": ids, "title": ids, "when": column})
+    found = list(open_source(path).records)
+    failure = found.pop(300)
+    assert isinstance(failure, Failure)
+    assert failure.location == "a.parquet:301"
+    assert "field 'when' cannot be read" in failure.reason
+    assert not failure.cut
+    assert [one.id for one in found if isinstance(one, Document)] == [*ids[:300], *ids[301:]]
+
+
+def test_nanoseconds_are_read_as_microseconds(tmp_path: Path) -> None:
+    instant = 1_700_000_000_000_001_999
+    columns = {
+        "id": ["1"],
+        "title": ["t"],
+        "when": pyarrow.array([instant], pyarrow.timestamp("ns")),
+        "zoned": pyarrow.array([instant], pyarrow.timestamp("ns", "UTC")),
+        "took": pyarrow.array([2_500_001_999], pyarrow.duration("ns")),
+        "at": pyarrow.array([1_999], pyarrow.time64("ns")),
+        "deep": pyarrow.array(
+            [[{"a": instant}]],
+            pyarrow.list_(pyarrow.struct([("a", pyarrow.timestamp("ns"))])),
+        ),
+    }
+    (found,) = open_source(write(tmp_path / "a.parquet", columns)).records
+    when = "2023-11-14T22:13:20.000001"
+    assert found == Document(
+        "1",
+        "t",
+        "",
+        {
+            "when": when,
+            "zoned": f"{when}+00:00",
+            "took": 2.500001,
+            "at": "00:00:00.000001",
+            "deep": [{"a": when}],
+        },
+    )
+
+
 def test_rows_without_text_fail_alone(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"id": ["1", "2"], "title": [None, "t"]})
     failure, good = open_source(path).records
