@@ -20,8 +20,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from indexing.bulk import IndexingError
 from indexing.checkpoint import naming
 from indexing.records import Failure, excerpt
+
+
+def check(path: Path, source: Path | None = None) -> None:
+    """Raise `IndexingError` where a dead-letter file of that path would take something's place.
+
+    That is a device or a pipe, or the file that the load itself is to read.
+    """
+    if path.exists() and not path.is_file():
+        raise IndexingError(
+            f"{path} is no regular file, which dead letters need to be found again by a load that"
+            " goes on: name one with --dead-letters"
+        )
+    path = path.resolve()
+    for taken in (path, _old(path)):
+        if source is not None and taken.exists() and taken.samefile(source):
+            raise IndexingError(
+                f"the dead letters of this load would take the place of its source {source}: name"
+                " another file with --dead-letters"
+            )
 
 
 class DeadLetters:
@@ -32,7 +52,7 @@ class DeadLetters:
     """
 
     def __init__(self, path: Path, position: int = 0) -> None:
-        self.path = path
+        self.path = path = path.resolve()  # what is renamed is the file, not a link to it
         self._lock = threading.Lock()
         # Unbuffered: a line is in the file, or torn, when its write is over. And an object, not a
         # descriptor's number: what is closed twice then closes nobody else's file.
@@ -42,7 +62,7 @@ class DeadLetters:
         if not path.exists():
             return
         if position == 0:
-            path.replace(path.with_name(f"{path.name}.old"))
+            path.replace(_old(path))
         else:
             self._drop_from(position)
 
@@ -103,6 +123,10 @@ class DeadLetters:
             file.flush()
             os.fsync(file.fileno())
         kept.replace(self.path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
 
 
 def entries(path: Path) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import TransportError
 
-from indexing import target
+from indexing import deadletter, target
 from indexing.bulk import IndexingError, version_now
 from indexing.checkpoint import Checkpoint, State, differences
 from indexing.load import Encode, Options, Progress, Summary, load
@@ -115,13 +115,14 @@ def run(
     """Load records, or go on with the interrupted load of them; see the modules for each step.
 
     `identity` is what makes two sources the same, as JSON. `source` is what the records are read
-    from: what is loaded is never deleted for its own load. `folder` is the load's own (default:
-    `job_folder`). With `discard` an interrupted load is forgotten, and its half loaded index
-    deleted. `on_start` is told the index, the position to go on at, and whether it existed.
+    from: what is loaded is never deleted or renamed for its own load. `folder` is the load's own
+    (default: `job_folder`). With `discard` an interrupted load is forgotten, and its half loaded
+    index deleted. `on_start` is told the index, the position to go on at, and whether it existed.
     Raises `IndexingError`, what reading the source raises, and opensearchpy's exceptions.
     """
     folder = folder or job_folder(client, destination.name)
     letters = (dead_letters or folder / _LETTERS).absolute()
+    deadletter.check(letters, source.path if source else None)
     identity = {
         **identity,
         "destination": destination.alias or destination.index,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -64,6 +65,7 @@ class Source(NamedTuple):
     fingerprint: Mapping[str, str | int] = MappingProxyType({})  # what to read, and how
     # Where it is an index or several: the cluster's uuid and the name of each.
     indices: Callable[[], frozenset[tuple[str, str]]] = frozenset
+    path: Path | None = None  # where it is a file or a folder
 
     def through(
         self, step: Callable[[Iterator[Record]], Iterator[Record]], **options: str | int
@@ -198,20 +200,23 @@ def _open_path(
         made_of["location"] = str(path.resolve())
         if path.is_file():
             made_of |= {"bytes": about.st_size, "modified": about.st_mtime_ns}
-    name = "stdin" if location == STDIN else str(path)
+    if location == STDIN:
+        opened = partial(Source, "stdin", format_, fingerprint=made_of)
+    else:
+        opened = partial(Source, str(path), format_, fingerprint=made_of, path=path)
     if format_ == "folder":
-        return Source(name, format_, folder.documents(path), _unknown, made_of)
+        return opened(folder.documents(path), _unknown)
     if format_ == "parquet":
         table = tables.ParquetTable(path)
-        return Source(name, format_, table.documents(fields), table.fraction, made_of)
+        return opened(table.documents(fields), table.fraction)
     if format_ == "trec" and path.is_dir() and location != STDIN:
-        return Source(name, format_, _trec_folder(path), _unknown, made_of)
+        return opened(_trec_folder(path), _unknown)
     file = LineFile(STDIN if location == STDIN else path)
     if format_ in _MAPPED_LINES:
         made = _MAPPED_LINES[format_](file, fields)
     else:
         made = _LINES[format_](file)
-    return Source(name, format_, made, file.fraction, made_of)
+    return opened(made, file.fraction)
 
 
 def _trec_folder(path: Path) -> Iterator[Record]:

@@ -198,8 +198,8 @@ def index(
         Path | None,
         typer.Option(
             "--dead-letters",
-            help="The file for what cannot be indexed, with its reason (default: in the state"
-            " folder).",
+            help="The file for what cannot be indexed, with its reason; no device or pipe"
+            " (default: in the state folder).",
             rich_help_panel=_LOADING,
         ),
     ] = None,
