@@ -471,18 +471,21 @@ def test_half_loaded_indices_of_other_loads_are_named(client: OpenSearch, tmp_pa
     assert result.leftovers == (half,)
 
 
-def test_what_something_else_writes_meanwhile_is_not_overwritten_unseen(
+def test_what_something_else_writes_meanwhile_is_overwritten_unless_its_version_is_higher(
     client: OpenSearch,
 ) -> None:
     target.make_index(client, NAME)
 
     def records() -> Iterator[Record]:
         yield from numbered(5)
+        client.index(index=NAME, id="6", body={"title": "newer"})
+        yield Document("6", "older", "")
         newer = {"version": 2**62, "version_type": "external_gte"}
         client.index(index=NAME, id="7", body={"title": "newer"}, params=newer)
         yield Document("7", "older", "")
 
     summary = load(client, NAME, records())
-    assert (summary.created, summary.failed) == (5, 1)
+    assert (summary.created, summary.replaced, summary.failed) == (5, 1, 1)
+    assert client.get(index=NAME, id="6")["_source"] == {"title": "older", "passage": ""}
     assert "something else wrote this document" in summary.failures[0].reason
     assert client.get(index=NAME, id="7")["_source"] == {"title": "newer"}
