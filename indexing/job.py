@@ -26,6 +26,7 @@ from indexing import deadletter, target
 from indexing.bulk import IndexingError, version_now
 from indexing.checkpoint import Checkpoint, State, differences
 from indexing.load import Encode, Options, Progress, Summary, load
+from indexing.mapping import VECTOR
 from indexing.records import Failure, Record
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ def _begin(
     if destination.alias is not None:
         alias = destination.alias
         named = target.indices_of(client, alias)
+        target.alias_properties(client, alias)  # before all is loaded for an alias without
         if not named and target.uuid_of(client, alias) and not destination.delete_old:
             raise IndexingError(
                 f"{alias} is an index, not an alias: with --delete-old it is replaced by one,"
@@ -240,6 +242,8 @@ def _begin(
         if state.made:
             state.carried = target.carried_settings(client, state.index) if there else {}
         else:
+            if VECTOR in ((destination.body or {}).get("mappings") or {}).get("properties", {}):
+                target.check_vectors(client, state.index)
             state.uuid = there
     checkpoint.keys.write_bytes(b"")
     checkpoint.write(state)

@@ -362,6 +362,38 @@ def test_searches_of_an_alias_see_the_old_or_the_new_index_whole(
     assert set(client.indices.get(index=f"{NAME}-*")) == {made[0], made[2]}
 
 
+def test_an_alias_keeps_its_filter_and_is_written_through(
+    client: OpenSearch, tmp_path: Path
+) -> None:
+    """Twice, so that what was carried over is itself carried over."""
+    properties = {"filter": {"term": {"page_id": "seen"}}, "is_write_index": True}
+    client.indices.create(index=f"{NAME}-0", body={"aliases": {NAME: properties}})
+    for number in range(2):
+        records = [Document("1", "t", "p", page_id="seen"), Document("2", "t", "p", page_id="not")]
+        result = run(
+            client,
+            records,
+            {"number": number},
+            Destination(alias=NAME, delete_old=True),
+            folder=tmp_path,
+        )
+        assert result.switched
+        assert list(held(client, NAME)) == ["1"]
+        (found,) = client.indices.get_alias(name=NAME).values()
+        assert found["aliases"][NAME] == properties
+
+
+def test_an_alias_with_several_filters_is_refused_before_it_is_loaded_for(
+    client: OpenSearch, tmp_path: Path
+) -> None:
+    aliased = {NAME: {"filter": {"term": {"page_id": "seen"}}}}
+    client.indices.create(index=f"{NAME}-0", body={"aliases": aliased})
+    client.indices.create(index=f"{NAME}-1", body={"aliases": {NAME: {}}})
+    with pytest.raises(IndexingError, match="another filter for each of its indices"):
+        run(client, numbered(3), {}, Destination(alias=NAME), folder=tmp_path)
+    assert set(client.indices.get(index=f"{NAME}-*")) == {f"{NAME}-0", f"{NAME}-1"}
+
+
 def test_an_index_gives_its_name_to_an_alias_only_when_asked_to(
     client: OpenSearch, tmp_path: Path
 ) -> None:
