@@ -16,7 +16,7 @@ RUN /opt/titlecast/bin/pip install --no-cache-dir --no-deps .
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --no-create-home titlecast
 COPY --from=build /opt/titlecast /opt/titlecast
-ENV PATH=/opt/titlecast/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/titlecast/bin:$PATH PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 USER 10001
 EXPOSE 8900
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
