@@ -164,7 +164,8 @@ class Sidecar:
     async def begin(self) -> None:
         """Load and warm the first models, and open the threads."""
         self._pool = ThreadPoolExecutor(self.settings.max_concurrent, "rerank")
-        await self._load()
+        async with self._reloading:  # what is asked for meanwhile is newer, and comes after
+            await self._load()
         if not self._leaving:
             self.metrics.ready.set(1)
 
