@@ -107,12 +107,12 @@ class Workers:
                 now = time.monotonic()
                 if place.process is None:
                     if now >= place.due and self._stop is None:
-                        place.process = self._start(numbers, number)
-                        place.begun = now
+                        self._fill(place, numbers, number, now)
                 elif place.process.poll() is not None:
                     process, status = place.process, place.process.returncode
                     _close(process)
-                    forget_dead(numbers, number)
+                    with contextlib.suppress(OSError):  # where no file can be opened
+                        forget_dead(numbers, number)
                     if status in _REFUSED and not self._served:
                         place.process = None
                         return status
@@ -127,6 +127,21 @@ class Workers:
                     )
             time.sleep(_TICK_SECONDS)
         return 0
+
+    def _fill(self, place: _Place, numbers: Path, number: int, now: float) -> None:
+        place.begun = now
+        try:
+            place.process = self._start(numbers, number)
+        except OSError as error:  # out of processes, memory or open files, as a system may be
+            if not self._served:
+                raise
+            wait = place.end(now)
+            _log.error(
+                "no worker could be started (%s): the others go on, the next try is in %g s",
+                error.strerror or error,
+                wait,
+                extra={"place": number, "wait_seconds": wait},
+            )
 
     def _start(self, numbers: Path, number: int) -> subprocess.Popen[bytes]:
         # Where others serve, searches are theirs until this one can answer any.

@@ -109,11 +109,11 @@ def test_a_token_of_small_searches_says_little_of_large_ones() -> None:
             line.observe(2, 0.01)
         await world.enter("computed", 3000)
         line.check(large, deadline=3.5)  # a second in line, and one or two of its own
-        with pytest.raises(FullError, match="would wait 1... ms of the 1900 it has"):
+        with pytest.raises(FullError, match=r"would wait 1... ms of the 1900 it has"):
             line.check(large, deadline=1.9)
         for _ in range(10):  # the machine has more to do
             line.observe(3000, 3.0)
-        with pytest.raises(FullError, match="would wait 2... ms"):
+        with pytest.raises(FullError, match=r"would wait 2... ms"):
             line.check(large, deadline=3.5)
         await world.finish("computed")
 

@@ -412,6 +412,32 @@ def test_a_worker_that_cannot_be_replaced_costs_no_search(tmp_path: Path) -> Non
     assert "the models cannot be loaded" in log.read_text()
 
 
+def test_where_no_process_can_be_started_those_that_serve_go_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as written,
+        process("--threads=1", "--workers=2", log=written) as sidecar,
+    ):
+
+        def number(name: str) -> float:
+            with connected(sidecar.client.base_url) as client:
+                return sample(client, name)
+
+        wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+        pid, (killed, other) = sidecar.popen.pid, children(sidecar.popen.pid)
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        open_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files - 1, limit[1]))
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: "no worker could be started" in log.read_text(), PATIENCE)
+        assert children(pid) == [other]
+        with connected(sidecar.client.base_url) as client:
+            assert client.post("/rerank", json=search(hits=HITS)).status_code == 200
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+        assert other in children(pid)
+
+
 def test_where_no_worker_could_start_all_end_at_once_with_its_status(tmp_path: Path) -> None:
     models = linked_models(tmp_path / "models")
     (models / "fusion.json").unlink()
