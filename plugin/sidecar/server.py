@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -88,6 +89,11 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer; who was told to leave before that need not begin."""
+        if self.config.is_ssl:
+            # uvicorn does not hand it on, and asyncio would wait for a minute.
+            loop, seconds = asyncio.get_running_loop(), self._settings.read_seconds
+            create = functools.partial(loop.create_server, ssl_handshake_timeout=seconds)
+            loop.create_server = create  # type: ignore[method-assign]
         await super().startup(sockets)
         self.should_exit |= self._to_leave
 

@@ -507,6 +507,20 @@ def test_callers_must_show_a_certificate_where_they_are_told_to(
                 ask(client, context)
 
 
+def test_a_caller_that_begins_no_handshake_is_cut_off(certificates: Certificates) -> None:
+    settings = certificates.settings(read_seconds=0.3)
+    server = Server(build_app(opened(), settings), settings)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=[[listener]], daemon=True)
+        thread.start()
+        with socket.create_connection(listener.getsockname()) as silent:
+            silent.settimeout(30)  # asyncio's own patience is a minute
+            with contextlib.suppress(ConnectionResetError):
+                assert silent.recv(1) == b""
+        server.end()
+        thread.join()
+
+
 def shown(server: ssl.SSLContext, client: ssl.SSLContext) -> bytes | None:
     """The certificate that a server shows to a client, which trusts it."""
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
