@@ -97,10 +97,11 @@ def test_the_response_says_how_it_was_reranked(
     client: OpenSearch, cascade: Cascade, real: Recorder
 ) -> None:
     said = report(search(client))
-    assert set(said) == {"applied", "stages", "complete", "model", "took_ms"}
+    assert set(said) == {"applied", "stages", "complete", "model", "cut", "took_ms"}
     assert said["applied"] is True
     assert said["complete"] is True
     assert said["model"] == cascade.name
+    assert said["cut"] == 0
     assert said["took_ms"] >= 0
     for stage in said["stages"]:
         assert set(stage) == {"name", "scored", "milliseconds", "truncated", "skipped"}
@@ -701,6 +702,32 @@ def test_documents_without_any_text_stay_in_the_engines_order(
     assert report(found)["applied"] is False
     assert "title_field" in report(found)["reason"]
     assert backwards.asked == []
+
+
+_LONG: dict[str, list[dict[str, Any]]] = {
+    "a title": [{"title": "lists " * 20_000}],
+    "a passage": [{"title": "Lists", "passage": "lists " * 200_000}],
+    # Six bytes a character in JSON: more than 16 MiB, though no passage is too long by itself.
+    "the sum": [{"title": f"Lists {n}", "passage": "\x01" * 100_000} for n in range(30)],
+}
+
+
+@pytest.mark.parametrize("name", _LONG)
+def test_a_book_does_not_cost_a_search_its_reranking(
+    client: OpenSearch, real: Recorder, name: str
+) -> None:
+    long = [{**document, "word": "word"} for document in _LONG[name]]
+    short = [{"title": f"A list of {n}", "word": "word filler"} for n in range(3)]
+    documents = {str(n): document for n, document in enumerate([*long, *short])}
+    pipe = corpus.pipeline()
+    pipe["request_processors"][0]["title_rerank_candidates"]["window"] = 100
+    body = {"query": {"match": {"word": "word"}}, "size": 50, "search_pipeline": pipe}
+    with another(client, documents, mappings=_ODD_MAPPINGS) as index:
+        found = client.search(index=index, body={**body, "_source": False})
+    assert report(found)["applied"], report(found)
+    assert report(found)["cut"] == len(long)
+    assert sorted(ids(found)) == sorted(documents)
+    assert {hit.id for hit in real.asked[0].hits} == set(documents)
 
 
 def test_other_fields_can_be_the_texts(client: OpenSearch, backwards: Recorder) -> None:

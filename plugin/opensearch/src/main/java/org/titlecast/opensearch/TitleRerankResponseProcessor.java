@@ -223,6 +223,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
       SearchResponse response, Candidates candidates, long started) {
     TextFields read = Objects.requireNonNullElse(fields, candidates.fields());
     CompletableFuture<Answer> answer;
+    int cut = 0;
     long asked; // when the texts were read
     try {
       List<Candidate> hits = read(response, read);
@@ -231,11 +232,13 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
         return CompletableFuture.completedFuture(
             inEngineOrder(response, candidates, noText(read), started));
       }
+      Fitting fitting = Fitting.of(hits);
+      cut = fitting.cut();
       asked = System.nanoTime();
       answer =
           node.sidecar()
               .rerank(
-                  new Call(candidates.queryText(), hits, passageDepth),
+                  new Call(candidates.queryText(), fitting.hits(), passageDepth),
                   timeout,
                   Origin.of(node.threadContext()),
                   node.executor());
@@ -244,6 +247,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
       answer = CompletableFuture.failedFuture(e);
     }
     long readAt = asked;
+    int cutTexts = cut;
     return answer
         .thenApply(
             order -> {
@@ -254,7 +258,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
                       order.hits(),
                       candidates,
                       millisSince(started),
-                      TitleRerankReport.applied(order, millisSince(started)));
+                      TitleRerankReport.applied(order, cutTexts, millisSince(started)));
               node.stats()
                   .reranked(
                       order.complete(),

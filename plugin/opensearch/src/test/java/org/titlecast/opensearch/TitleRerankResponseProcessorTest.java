@@ -138,7 +138,7 @@ class TitleRerankResponseProcessorTest {
     assertEquals(
         Examples.map(
             "{'applied': true, 'stages': [{'name': 'title', 'scored': 4, 'milliseconds': 1.5,"
-                + " 'truncated': 0, 'skipped': ''}], 'complete': true, 'model': 'fake'}"),
+                + " 'truncated': 0, 'skipped': ''}], 'complete': true, 'model': 'fake', 'cut': 0}"),
         report);
     Map<String, Object> request = sidecar.received.get(0).body();
     assertEquals("red fox", request.get("query"));
@@ -177,6 +177,21 @@ class TitleRerankResponseProcessorTest {
         List.of("T|P\nQ\nR", "5|", "|", "|"),
         sent().stream().map(hit -> hit.get("title") + "|" + hit.get("passage")).toList());
     assertEquals(3, sidecar.received.get(0).body().get("passage_depth"));
+  }
+
+  @Test
+  void sendsTheBeginningOfABook() throws Exception {
+    String words = "word ".repeat(300_000);
+    SearchResponse response =
+        search(
+            "{" + MATCH + ", '_source': true}",
+            Examples.response(
+                Examples.hit(0, "{'title': '" + words + "', 'passage': 'P'}"),
+                Examples.hit(1, "{'title': 'T', 'passage': '" + words + "'}")));
+    assertEquals(words.substring(0, Fitting.TITLE_CHARACTERS), sent().get(0).get("title"));
+    assertEquals(words.substring(0, Fitting.PASSAGE_CHARACTERS), sent().get(1).get("passage"));
+    assertEquals(2, Examples.report(response).get("cut"));
+    assertEquals(words, response.getHits().getAt(0).getSourceAsMap().get("passage"));
   }
 
   @Test
