@@ -30,6 +30,9 @@ _SHARE, _SHARE_OF_ONE = 0.5, 0.75
 # No more characters of a huge text are looked at than could fill the passage model's windows,
 # with so many a token.
 _TOKEN_CHARACTERS = 8
+# So many tokens are half of what is known of their cost: a chunk of four usual passages counts for
+# an eighth, as in TCP's timer, and one of a few tokens, the price of a call, for next to nothing.
+_MEMORY_TOKENS = 4200.0
 # What a token is taken to cost before any was measured.
 _FIRST_GUESS_MS = 0.05
 
@@ -41,8 +44,8 @@ class Cancelled(Exception):  # noqa: N818 - no error: nobody waits for the resul
 class Cost:
     """What a token costs in ms: measured, and rather too high than too low.
 
-    A moving mean and a moving deviation, as in TCP's retransmission timer (RFC 6298). Safe to
-    use from several threads at once.
+    A moving mean and a moving deviation, as in TCP's retransmission timer (RFC 6298), to which a
+    chunk adds in proportion to its tokens. Safe to use from several threads at once.
     """
 
     def __init__(self, first_guess_ms: float = _FIRST_GUESS_MS) -> None:
@@ -54,13 +57,14 @@ class Cost:
     def observe(self, tokens: float, milliseconds: float) -> None:
         """Learn from one chunk; the first replaces the guess."""
         cost = milliseconds / max(tokens, 1)
+        share = tokens / (tokens + _MEMORY_TOKENS)
         with self._lock:
             if math.isinf(self._least):
                 self._mean = cost
             self._least = min(self._least, cost)
             error = cost - self._mean
-            self._deviation += 0.25 * (abs(error) - self._deviation)
-            self._mean += 0.125 * error
+            self._deviation += min(2 * share, 1) * (abs(error) - self._deviation)
+            self._mean += share * error
 
     def doubt(self) -> None:
         """Lower the estimate a little: because of it, nothing was computed and nothing learnt.

@@ -144,7 +144,7 @@ def compare(
     told = reranked.get("ext", {}).get("title_rerank")
     if told is None:  # a pipeline says nothing of a search without hits
         hits = reranked["hits"]["hits"]
-        reason = _why_alone(client, index, size) if hits else "there is no hit to rerank"
+        reason = _why_alone(client, index) if hits else "there is no hit to rerank"
         told = {"applied": False, "reason": reason}
     return Comparison(
         index=index,
@@ -163,7 +163,7 @@ def compare(
     )
 
 
-def _why_alone(client: OpenSearch, index: str, size: int) -> str:
+def _why_alone(client: OpenSearch, index: str) -> str:
     """Say why a response with hits says nothing of reranking, as far as can be known."""
     defaults = sorted(set(pipelines.default_pipelines(client, index).values()))
     if len(defaults) > 1:  # of several indices
@@ -174,14 +174,8 @@ def _why_alone(client: OpenSearch, index: str, size: int) -> str:
     found = pipelines.installed(client, index)
     if not found:
         return "no pipeline of Titlecast's is the index's default"
-    name, window = found[0].name, found[0].pipeline.window
-    if size > window:
-        return (
-            f"the pipeline {name} left this page of {size} hits alone, which reaches beyond its"
-            f" window of {window}: ask for {window} at most, or install it with --window {size}"
-        )
     return (
-        f"the pipeline {name} says nothing of this search: see what else is in it with"
+        f"the pipeline {found[0].name} says nothing of this search: see what else is in it with"
         f" `titlecast pipeline show --index {index}`"
     )
 

@@ -152,17 +152,16 @@ def test_it_reads_why_nothing_was_reranked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "defaults", "reason"),
+    ("defaults", "reason"),
     [
-        (5, {"docs": "ours"}, r"this page of 5 hits alone.* ask for 4 at most.*--window 5"),
-        (4, {"docs": "ours"}, r"ours says nothing .*pipeline show --index docs"),
-        (5, {"a": "ours", "b": "theirs"}, r"none of several default pipelines \(ours, theirs\)"),
+        ({"docs": "ours"}, r"ours says nothing .*pipeline show --index docs"),
+        ({"a": "ours", "b": "theirs"}, r"none of several default pipelines \(ours, theirs\)"),
     ],
 )
 def test_a_pipeline_that_leaves_a_search_alone_is_not_called_missing(
-    size: int, defaults: dict[str, str], reason: str
+    defaults: dict[str, str], reason: str
 ) -> None:
-    alone = compare(make(None, **defaults)[0], "docs", "q", size)
+    alone = compare(make(None, **defaults)[0], "docs", "q")
     assert not alone.applied
     assert re.search(reason, alone.reason)
 

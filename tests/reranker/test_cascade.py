@@ -353,8 +353,8 @@ def test_passages_go_in_the_order_of_promise_until_the_time_is_used(slow):
 def test_a_cost_that_was_measured_too_high_does_not_end_the_passage_stage(slow):
     hits = some_hits(8)
     for _ in range(20):
-        slow._cost.observe(1, 1e4)  # as after a pause of the machine
-    deadlines = [slow.rerank(QUERY, hits, 8, deadline_ms=10_000) for _ in range(120)]
+        slow._cost.observe(600, 6e6)  # as after a pause of the machine
+    deadlines = [slow.rerank(QUERY, hits, 8, deadline_ms=10_000) for _ in range(400)]
     assert deadlines[0].stages[1].scored == 0
     assert deadlines[-1].complete
 
@@ -370,11 +370,19 @@ def test_deadlines_that_nothing_can_meet_do_not_make_tokens_cheap(slow):
 def test_the_first_measurement_replaces_the_guess():
     cost = Cost(first_guess_ms=1000)
     assert cost.of(10) == 10_000
-    cost.observe(10, 20)
-    assert cost.of(10) == pytest.approx(20)
+    cost.observe(600, 20)
+    assert cost.of(600) == pytest.approx(20)
     for milliseconds in (10, 30) * 50:
-        cost.observe(10, milliseconds)
-    assert cost.of(10) > 30  # rather too high than too low
+        cost.observe(600, milliseconds)
+    assert cost.of(600) > 30  # rather too high than too low
+
+
+def test_many_chunks_of_a_few_tokens_do_not_make_large_ones_dear():
+    cost = Cost()
+    cost.observe(600, 60)
+    for _ in range(50):
+        cost.observe(2, 2)  # what any call costs
+    assert 60 <= cost.of(600) < 150
 
 
 @given(text=st.text(max_size=3000) | st.text("\ud800x", max_size=50))
