@@ -16,9 +16,11 @@ RUN /opt/titlecast/bin/pip install --no-cache-dir --no-deps .
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --no-create-home titlecast
 COPY --from=build /opt/titlecast /opt/titlecast
-ENV PATH=/opt/titlecast/bin:$PATH PYTHONUNBUFFERED=1
+# Its user has no home folder: what `titlecast index` remembers of a load lies in /tmp.
+ENV PATH=/opt/titlecast/bin:$PATH PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1 \
+    XDG_STATE_HOME=/tmp/state TITLECAST_HOST=0.0.0.0
 USER 10001
 EXPOSE 8900
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8900/readyz', timeout=2)"]
-CMD ["titlecast", "serve", "--host", "0.0.0.0", "--port", "8900"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-m", "plugin.sidecar.health"]
+CMD ["titlecast", "serve"]

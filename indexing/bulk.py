@@ -108,7 +108,9 @@ def prepare(
         id_ = document.id.encode()
     except UnicodeEncodeError:
         return Failure(_location(document), "half a surrogate pair in it, which no UTF-8 can hold")
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError:
+        return Failure(_location(document), "nested too deeply to be written: flatten its metadata")
+    except (TypeError, ValueError) as error:
         return Failure(_location(document), f"not to be written as JSON: {error}")
     if not 0 < len(id_) <= MAX_ID_BYTES:
         why = f"an id has 1 to {MAX_ID_BYTES} bytes, not {len(id_)}"

@@ -2,8 +2,9 @@
 
 `{"position": 17, "location": "corpus.jsonl:18", "id": "a", "reason": "…", "document": {…}}`: the
 record's position in the source from 0, and what there is of it: the `document` as it would have
-been indexed, or the `excerpt` of what could not be read. With the cause put right, the documents
-make a source again: `jq -c 'select(.document) | .document + {id}' dead-letters.jsonl`.
+been indexed, or the `excerpt` of what could not be read or is nested too deeply. With the cause put
+right, the documents make a source again:
+`jq -c 'select(.document) | .document + {id}' dead-letters.jsonl`.
 
 A line is written whole before its record counts as done. Whatever a kill left behind the last
 checkpoint is dropped when the load goes on, as it is then found again.
@@ -19,8 +20,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from indexing.bulk import IndexingError
 from indexing.checkpoint import naming
-from indexing.records import Failure
+from indexing.records import Failure, excerpt
+
+
+def check(path: Path, source: Path | None = None) -> None:
+    """Raise `IndexingError` where a dead-letter file of that path would take something's place.
+
+    That is a device or a pipe, or the file that the load itself is to read.
+    """
+    if path.exists() and not path.is_file():
+        raise IndexingError(
+            f"{path} is no regular file, which dead letters need to be found again by a load that"
+            " goes on: name one with --dead-letters"
+        )
+    path = path.resolve()
+    for taken in (path, _old(path)):
+        if source is not None and taken.exists() and taken.samefile(source):
+            raise IndexingError(
+                f"the dead letters of this load would take the place of its source {source}: name"
+                " another file with --dead-letters"
+            )
 
 
 class DeadLetters:
@@ -31,7 +52,7 @@ class DeadLetters:
     """
 
     def __init__(self, path: Path, position: int = 0) -> None:
-        self.path = path
+        self.path = path = path.resolve()  # what is renamed is the file, not a link to it
         self._lock = threading.Lock()
         # Unbuffered: a line is in the file, or torn, when its write is over. And an object, not a
         # descriptor's number: what is closed twice then closes nobody else's file.
@@ -41,7 +62,7 @@ class DeadLetters:
         if not path.exists():
             return
         if position == 0:
-            path.replace(path.with_name(f"{path.name}.old"))
+            path.replace(_old(path))
         else:
             self._drop_from(position)
 
@@ -60,10 +81,7 @@ class DeadLetters:
         entry["reason"] = failure.reason
         if failure.excerpt:
             entry["excerpt"] = failure.excerpt
-        if document is not None:
-            entry["document"] = document
-        # In ASCII, as that also writes what no UTF-8 can hold.
-        line = memoryview(json.dumps(_plain(entry)).encode() + b"\n")
+        line = memoryview(_line(entry, document))
         with self._lock, naming(self.path):
             if self._file is None:
                 self._file = io.FileIO(self.path, "ab")
@@ -107,6 +125,10 @@ class DeadLetters:
         kept.replace(self.path)
 
 
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
+
+
 def entries(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the whole lines of a dead-letter file; none where there is no file."""
     if not path.exists():
@@ -119,6 +141,16 @@ def entries(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError:  # torn
                 continue
+
+
+def _line(entry: Mapping[str, object], document: Mapping[str, Any] | None) -> bytes:
+    whole = entry if document is None else {**entry, "document": document}
+    try:
+        # In ASCII, as that also writes what no UTF-8 can hold.
+        return json.dumps(_plain(whole)).encode() + b"\n"
+    except RecursionError:  # too deep to be written, or to be read again
+        texts = {name: text for name, text in (document or {}).items() if isinstance(text, str)}
+        return _line({**entry, "excerpt": excerpt(json.dumps(texts))}, None)
 
 
 def _plain(value: object) -> object:

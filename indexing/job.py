@@ -8,24 +8,29 @@ only to an index that has been compared with what was sent to it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import TransportError
 
-from indexing import target
+from indexing import deadletter, target
 from indexing.bulk import IndexingError, version_now
 from indexing.checkpoint import Checkpoint, State, differences
 from indexing.load import Encode, Options, Progress, Summary, load
-from indexing.records import Record
+from indexing.mapping import VECTOR
+from indexing.records import Failure, Record
+
+if TYPE_CHECKING:
+    from indexing.sources import Source
 
 _log = logging.getLogger(__name__)
 
@@ -40,11 +45,11 @@ class Destination:
         index: the index to load into, made if it is not there; or
         alias: the alias to switch to a new index, once that is loaded.
         body: what a new index is created with.
-        recreate: delete the index first.
+        recreate: delete the index first, once the source has given a record.
         delete_old: delete what the alias named before.
         tune: give an existing index settings fit for loading meanwhile; a new one always has.
         most_failures: the share of the records that may fail for the alias still to be switched;
-            where a file was cut short, so that its rest is missing, only 1 allows it.
+            where a failure hides others, as that of a file cut short, only 1 allows it.
     """
 
     index: str | None = None
@@ -99,6 +104,7 @@ def run(
     identity: Mapping[str, Any],
     destination: Destination,
     *,
+    source: Source | None = None,
     folder: Path | None = None,
     discard: bool = False,
     dead_letters: Path | None = None,
@@ -109,13 +115,15 @@ def run(
 ) -> Result:
     """Load records, or go on with the interrupted load of them; see the modules for each step.
 
-    `identity` is what makes two sources the same, as JSON. `folder` is the load's own (default:
-    `job_folder`). With `discard` an interrupted load is forgotten, and its half loaded index
-    deleted. `on_start` is told the index, the position to go on at, and whether it existed.
+    `identity` is what makes two sources the same, as JSON. `source` is what the records are read
+    from: what is loaded is never deleted or renamed for its own load. `folder` is the load's own
+    (default: `job_folder`). With `discard` an interrupted load is forgotten, and its half loaded
+    index deleted. `on_start` is told the index, the position to go on at, and whether it existed.
     Raises `IndexingError`, what reading the source raises, and opensearchpy's exceptions.
     """
     folder = folder or job_folder(client, destination.name)
     letters = (dead_letters or folder / _LETTERS).absolute()
+    deadletter.check(letters, source.path if source else None)
     identity = {
         **identity,
         "destination": destination.alias or destination.index,
@@ -131,14 +139,16 @@ def run(
         resumed_at = None
         if state is not None and state.uuid:
             resumed_at = state.position
-        if state is None:
-            state = _begin(client, checkpoint, identity, destination)
-        elif found := differences(state.identity, _as_read(identity)):
+        if state is not None and (found := differences(state.identity, _as_read(identity))):
             raise IndexingError(
                 f"a load into {destination.name} was interrupted, and this is another one"
                 f" ({'; '.join(found)}): run that one again to go on with it, or forget it with"
                 " --discard"
             )
+        if destination.recreate and resumed_at is None:
+            records = _begun(client, records, source, destination.name)
+        if state is None:
+            state = _begin(client, checkpoint, identity, destination)
         _make(client, checkpoint, state, destination)
         if on_start is not None:
             on_start(state.index, resumed_at, not state.made)
@@ -178,6 +188,29 @@ def run(
         return Result(summary, resumed_at, not state.made, switched, tuple(old), tuple(leftovers))
 
 
+def _begun(
+    client: OpenSearch, records: Iterable[Record], source: Source | None, index: str
+) -> Iterator[Record]:
+    """Begin to read the source before the index is deleted; give its records, the first as well.
+
+    Raises `IndexingError` where nothing can be read, or where the source is the index itself.
+    """
+    if source is not None and (client.info()["cluster_uuid"], index) in source.indices():
+        raise IndexingError(
+            f"{source.name} is read from index {index}, which --recreate would delete first: load"
+            " into a new index with --alias instead, and --delete-old to delete this one at the end"
+        )
+    rest = iter(records)
+    first = next(rest, None)
+    if first is None or (isinstance(first, Failure) and first.cut):
+        why = f"{first.location}: {first.reason}" if first else "it has no records"
+        raise IndexingError(
+            f"nothing can be read from the source, so index {index} was not deleted ({why}): see"
+            " that it is the right one"
+        )
+    return itertools.chain([first], rest)
+
+
 def _begin(
     client: OpenSearch,
     checkpoint: Checkpoint,
@@ -190,6 +223,7 @@ def _begin(
     if destination.alias is not None:
         alias = destination.alias
         named = target.indices_of(client, alias)
+        target.alias_properties(client, alias)  # before all is loaded for an alias without
         if not named and target.uuid_of(client, alias) and not destination.delete_old:
             raise IndexingError(
                 f"{alias} is an index, not an alias: with --delete-old it is replaced by one,"
@@ -208,6 +242,8 @@ def _begin(
         if state.made:
             state.carried = target.carried_settings(client, state.index) if there else {}
         else:
+            if VECTOR in ((destination.body or {}).get("mappings") or {}).get("properties", {}):
+                target.check_vectors(client, state.index)
             state.uuid = there
     checkpoint.keys.write_bytes(b"")
     checkpoint.write(state)

@@ -59,7 +59,11 @@ class Failure(NamedTuple):
     location: str  # `FILE:LINE`, or `document 'ID'` once the record has an id
     reason: str
     excerpt: str = ""  # how the unreadable record begins, at most `EXCERPT_CHARACTERS`
-    cut: bool = False  # what follows in the same file or index is lost as well, and uncounted
+    cut: bool = False  # other records of its file, folder or index are lost with it, uncounted
+
+    def before(self, later: Failure) -> Failure:
+        """Give this first of two faults of one record; what the later one cuts stays cut."""
+        return self._replace(cut=self.cut or later.cut)
 
 
 class Skip(NamedTuple):

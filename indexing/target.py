@@ -16,7 +16,7 @@ from opensearchpy import OpenSearch
 from opensearchpy.exceptions import NotFoundError
 
 from indexing.bulk import IndexingError
-from indexing.mapping import index_body
+from indexing.mapping import VECTOR, index_body
 
 _log = logging.getLogger(__name__)
 
@@ -130,12 +130,39 @@ def staged_leftovers(client: OpenSearch, alias: str, but: str) -> list[str]:
     )
 
 
+def alias_properties(client: OpenSearch, alias: str) -> dict[str, Any]:
+    """Give what an alias has besides its indices, to be carried over to the next one.
+
+    That is its filter, and whether it names what is written to. Routing is not: it says which
+    shard an index's documents lie in, and those of a load lie in all of them. Raises
+    `IndexingError` where the filter is another one for each index.
+    """
+    try:
+        found = client.indices.get_alias(name=alias)
+    except NotFoundError:
+        return {}
+    named = [one["aliases"][alias] for one in found.values()]
+    filters = [one.get("filter") for one in named]
+    if any(one != filters[0] for one in filters):
+        raise IndexingError(
+            f"the alias {alias} has another filter for each of its indices ({', '.join(found)}),"
+            " which one new index cannot have: give it one filter for all, or load into another"
+            " alias"
+        )
+    made: dict[str, Any] = {"filter": filters[0]} if filters[0] else {}
+    if any(one.get("is_write_index") for one in named):
+        made["is_write_index"] = True
+    return made
+
+
 def switch_alias(client: OpenSearch, alias: str, index: str, *, replace: bool = False) -> None:
     """Let an alias name this index only, in one step.
 
-    A search sees the old index or the new one, never both or none. With `replace`, an index that
-    has the alias's name itself is deleted in the same step; a search of it under way fails.
+    A search sees the old index or the new one, never both or none, through the same filter. With
+    `replace`, an index that has the alias's name itself is deleted in the same step; a search of
+    it under way fails. Raises what `alias_properties` raises.
     """
+    properties = alias_properties(client, alias)
     actions: list[dict[str, Any]] = [
         {"remove": {"index": name, "alias": alias}}
         for name in indices_of(client, alias)
@@ -143,7 +170,7 @@ def switch_alias(client: OpenSearch, alias: str, index: str, *, replace: bool = 
     ]
     if replace and not is_alias(client, alias) and uuid_of(client, alias):
         actions.append({"remove_index": {"index": alias}})
-    actions.append({"add": {"index": index, "alias": alias}})
+    actions.append({"add": {"index": index, "alias": alias, **properties}})
     client.indices.update_aliases(body={"actions": actions})
 
 
@@ -168,6 +195,16 @@ def check_name(client: OpenSearch, index: str) -> None:
     if is_alias(client, index):
         raise IndexingError(
             f"{index} is an alias: load into a new index and switch it with --alias {index}"
+        )
+
+
+def check_vectors(client: OpenSearch, index: str) -> None:
+    """Raise `IndexingError` if an index has no field for vectors, which cannot be added to one."""
+    mapping = client.indices.get_mapping(index=index)[index]["mappings"]
+    if VECTOR not in mapping.get("properties", {}):
+        raise IndexingError(
+            f"index {index} was made without vectors, so none would be found in it: load into a new"
+            " one with --alias, or with --recreate"
         )
 
 

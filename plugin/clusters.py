@@ -19,6 +19,7 @@ from opensearchpy.exceptions import ConnectionError as NoConnectionError
 _log = logging.getLogger(__name__)
 
 INSECURE_VARIABLE = "OPENSEARCH_INSECURE"
+_NAMED = "--url or OPENSEARCH_URL"  # the demo has the variable only
 _SECONDS = 30.0
 
 
@@ -37,7 +38,7 @@ def connect(
     there.
     """
     host = _host(url)
-    shown = _shown(url)
+    shown = shown_address(url)
     if insecure is None:
         insecure = os.environ.get(INSECURE_VARIABLE, "").lower() in ("1", "true", "yes")
     transport_log = logging.getLogger("opensearch")
@@ -63,12 +64,12 @@ def connect(
 def _check(info: object, shown: str) -> None:
     version = info.get("version") if isinstance(info, dict) else None
     if not isinstance(version, dict) or "number" not in version:
-        raise ClusterError(f"what answers at {shown} is no search cluster: check --url")
+        raise ClusterError(f"what answers at {shown} is no search cluster: check {_NAMED}")
     number = str(version["number"])
     if version.get("distribution") != "opensearch":
         raise ClusterError(
             f"what answers at {shown} is not OpenSearch but version {number} of another engine:"
-            " search pipelines need OpenSearch 3, name one with --url"
+            f" search pipelines need OpenSearch 3, name one with {_NAMED}"
         )
     major = number.partition(".")[0]
     if not major.isdigit() or int(major) < 3:
@@ -81,10 +82,10 @@ def _host(url: str) -> dict[str, Any]:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port
     except ValueError as error:
-        raise ClusterError(f"{_shown(url)!r} is no address of a cluster: {error}") from error
+        raise ClusterError(f"{shown_address(url)!r} is no address of a cluster: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ClusterError(
-            f"{_shown(url)!r} is no address of a cluster: write http://HOST:PORT or https://…"
+            f"{shown_address(url)!r} is no address of a cluster: write http://HOST:PORT or https://…"
         )
     secure = parts.scheme == "https"
     host: dict[str, Any] = {
@@ -99,7 +100,7 @@ def _host(url: str) -> dict[str, Any]:
     return host
 
 
-def _shown(url: str) -> str:
+def shown_address(url: str) -> str:
     """Give the URL without user and password: it goes into messages and logs."""
     scheme, separator, rest = url.rpartition("://")
     # Up to the last @, as a password may hold unescaped signs of any kind.
@@ -115,11 +116,11 @@ def _sentence(error: TransportError, shown: str) -> str:
     if isinstance(error, NoConnectionError):
         return (
             f"no cluster answers at {shown}: start one with `titlecast node start`,"
-            " or name yours with --url"
+            f" or name yours with {_NAMED}"
         )
     if isinstance(error, (AuthenticationException, AuthorizationException)):
         return (
             f"{shown} refuses this user (status {error.status_code}):"
             " put user and password into the address, https://USER:PASSWORD@HOST:9200"
         )
-    return f"{shown} answers with status {error.status_code} to a plain request: check --url"
+    return f"{shown} answers with status {error.status_code} to a plain request: check {_NAMED}"

@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from opensearchpy import OpenSearch
 from opensearchpy.exceptions import OpenSearchException
 
+from plugin.clusters import ClusterError, connect, shown_address
 from plugin.node import OPENSEARCH_VERSION, LocalCluster, ToolMissingError
 from plugin.node.assembly import runs_as_root
 from plugin.node.tools import find_jdk, find_maven
@@ -90,19 +90,14 @@ class GivenCluster(Engine):
 
     def describe(self) -> str:
         """Say where it is, without a name and password in the address."""
-        parts = urlsplit(self._url)
-        return f"the cluster at {urlunsplit(parts._replace(netloc=parts.netloc.split('@')[-1]))}"
+        return f"the cluster at {shown_address(self._url)}"
 
     def start(self) -> None:
         """See that it answers."""
         try:
-            with contextlib.closing(OpenSearch([self._url], timeout=10)) as client:
-                client.info()
-        except (OpenSearchException, ValueError) as error:
-            raise EngineUnavailable(
-                f"{self.describe()} does not answer ({type(error).__name__}): start it, or unset "
-                "OPENSEARCH_URL to have one started."
-            ) from error
+            connect(self._url, seconds=10).close()
+        except ClusterError as error:
+            raise EngineUnavailable(str(error)) from error
 
     def stop(self) -> None:
         """Leave it as it is."""
@@ -214,12 +209,14 @@ class Container(Engine):
 
     def _wait(self) -> None:
         limit = time.monotonic() + self._start_seconds
-        with contextlib.closing(OpenSearch([self._url], timeout=5, max_retries=0)) as client:
-            while time.monotonic() < limit:
-                with contextlib.suppress(OpenSearchException):
-                    client.cluster.health(wait_for_status="yellow", timeout="2s")
-                    return
-                time.sleep(0.5)
+        while time.monotonic() < limit:
+            with (
+                contextlib.suppress(ClusterError, OpenSearchException),
+                connect(self._url, seconds=5) as client,
+            ):
+                client.cluster.health(wait_for_status="yellow", timeout="2s")
+                return
+            time.sleep(0.5)
         output, errors = self._container.get_logs()
         for line in (output + errors).decode(errors="replace").splitlines()[-30:]:
             _log.error("%s", line)

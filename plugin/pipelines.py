@@ -18,7 +18,8 @@ from plugin.clusters import ClusterError
 REQUEST_PROCESSOR = "title_rerank_candidates"
 RESPONSE_PROCESSOR = "title_rerank"
 DEFAULT_SETTING = "index.search.default_pipeline"
-MAX_WINDOW = 10_000  # index.max_result_window, as the engine has it by default
+LIMIT_SETTING = "index.max_result_window"
+MAX_WINDOW = 10_000  # the plugin's; also the setting's default
 _NONE = "_none"
 _TEXT_TYPES = ("text", "match_only_text", "keyword")
 _TIME = re.compile(r"[1-9][0-9]*(ms|s)")
@@ -70,6 +71,10 @@ def pipeline_body(pipeline: Pipeline) -> dict[str, Any]:
         raise PipelineError(
             f"the timeout {pipeline.timeout!r} is no time: write it like 500ms or 2s"
         )
+    return _body(pipeline)
+
+
+def _body(pipeline: Pipeline) -> dict[str, Any]:
     first, *more = pipeline.passage_fields
     fields = {
         "title_field": pipeline.title_field,
@@ -102,13 +107,15 @@ def install(
     """Install a pipeline and make it the default of an index; give warnings worth reading.
 
     Checks before it changes anything. Raises `ClusterError` if the plugin is missing on a
-    node, and `PipelineError` if the index or a field is missing or another pipeline is in the
-    way (`force` overwrites that).
+    node, and `PipelineError` if the index or a field is missing, if an index gives out fewer
+    hits than the window has, or if another pipeline is in the way, or one of this name that
+    holds more or that other indices use (`force` replaces those).
     """
     name = name or default_name(index)
     body = pipeline_body(pipeline)
     check_plugin(client)
     warnings = check_fields(client, index, [pipeline.title_field, *pipeline.passage_fields])
+    check_window(client, index, pipeline.window)
     others = {
         user: default
         for user, default in default_pipelines(client, index).items()
@@ -120,14 +127,46 @@ def install(
             f"index {user} has the default pipeline {default}: give --force to replace it"
         )
     present = _bodies(client).get(name)
-    if present is not None and _parse(present) is None and not force:
-        raise PipelineError(
-            f"the pipeline {name} is there and not Titlecast's:"
-            " choose another --name, or give --force to replace it"
-        )
+    if present is not None and present != body and not force:
+        _check_replaceable(client, index, name, present)
     client.search_pipeline.put(id=name, body=body)
     client.indices.put_settings(index=index, body={DEFAULT_SETTING: name})
     return warnings
+
+
+def _check_replaceable(
+    client: OpenSearch, index: str, name: str, present: Mapping[str, Any]
+) -> None:
+    """Make sure that writing another body takes nothing away; raise `PipelineError`."""
+    remedy = "choose another --name, or give --force to replace it"
+    found = _parse(present)
+    if found is None:
+        raise PipelineError(f"the pipeline {name} is there and not Titlecast's: {remedy}")
+    if more := _differences(present, _body(found)):
+        raise PipelineError(
+            f"the pipeline {name} has what `titlecast pipeline install` does not write"
+            f" ({', '.join(more)}): {remedy}"
+        )
+    if others := sorted(set(_users(client, name)) - set(_settings(client, index))):
+        raise PipelineError(
+            f"the pipeline {name} is also the default of {', '.join(others)}: {remedy} there too"
+        )
+
+
+def _differences(body: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Name what a pipeline's body has and `ours` has not: processors, or options of them."""
+    found = []
+    for part, value in body.items():
+        if not isinstance(value, list):
+            found += [part] if value != ours.get(part) else []
+            continue
+        for name, options in ((name, entry[name]) for entry in value for name in entry):
+            known = _processor(ours.get(part), name)
+            if known is None:
+                found.append(name)
+            else:
+                found += [f"{name}.{key}" for key in options if options[key] != known.get(key)]
+    return found
 
 
 def remove(client: OpenSearch, name: str) -> tuple[str, ...]:
@@ -172,9 +211,9 @@ def default_pipelines(client: OpenSearch, index: str) -> dict[str, str]:
     if not settings:
         raise PipelineError(f"no index {index}: make one with `titlecast index`, or check --index")
     return {
-        name: default
-        for name, default in settings.items()
-        if default is not None and default != _NONE
+        name: one[DEFAULT_SETTING]
+        for name, one in settings.items()
+        if one.get(DEFAULT_SETTING, _NONE) != _NONE
     }
 
 
@@ -222,6 +261,24 @@ def check_fields(client: OpenSearch, index: str, fields: Sequence[str]) -> list[
                     " reranking would read empty text"
                 )
     return warnings
+
+
+def check_window(client: OpenSearch, index: str, window: int) -> None:
+    """Make sure that the window can be asked of the index, or of every one behind an alias.
+
+    Above `index.max_result_window` the engine refuses the search, whatever page was asked for.
+    Raises `PipelineError`.
+    """
+    limits = {
+        name: int(one.get(LIMIT_SETTING, MAX_WINDOW))
+        for name, one in _settings(client, index).items()
+    }
+    name = min(limits, key=lambda name: limits[name])
+    if window > limits[name]:
+        raise PipelineError(
+            f"index {name} gives out fewer hits than a window of {window}"
+            f" (its max_result_window is {limits[name]}): give --window {limits[name]}"
+        )
 
 
 def _check_field(index: str, field: str, types: Mapping[str, str], properties: Any) -> None:
@@ -285,12 +342,15 @@ def _parse(body: Mapping[str, Any]) -> Pipeline | None:
     response = _processor(body.get("response_processors"), RESPONSE_PROCESSOR)
     if response is None:
         return None
-    passage = response.get("passage_field", "passage")
+    request = request or {}
+    # As the plugin reads them: both of one processor, the other's only where it names neither.
+    fields = response if {"title_field", "passage_field"} & response.keys() else request
+    passage = fields.get("passage_field", "passage")
     plain = Pipeline()
     return Pipeline(
-        str(response.get("title_field", plain.title_field)),
+        str(fields.get("title_field", plain.title_field)),
         tuple(passage) if isinstance(passage, list) else (str(passage),),
-        int((request or {}).get("window", plain.window)),
+        int(request.get("window", plain.window)),
         int(response.get("passage_depth", plain.passage_depth)),
         str(response.get("timeout", plain.timeout)),
     )
@@ -302,14 +362,17 @@ def _processor(processors: Any, name: str) -> Mapping[str, Any] | None:
 
 def _users(client: OpenSearch, name: str) -> tuple[str, ...]:
     settings = _settings(client, "*")
-    return tuple(sorted(index for index, default in settings.items() if default == name))
+    return tuple(
+        sorted(index for index, one in settings.items() if one.get(DEFAULT_SETTING) == name)
+    )
 
 
-def _settings(client: OpenSearch, index: str) -> dict[str, str | None]:
+def _settings(client: OpenSearch, index: str) -> dict[str, Mapping[str, str]]:
+    """Give the settings of an index, or of those behind an alias, by their dotted names."""
     try:
         answer = client.indices.get_settings(
             index=index, flat_settings=True, expand_wildcards="all"
         )
     except NotFoundError:
         return {}
-    return {name: entry["settings"].get(DEFAULT_SETTING) for name, entry in answer.items()}
+    return {name: entry["settings"] for name, entry in answer.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reranker.coverage import Coverage
 from reranker.fusion import Fusion, neutral, squash, standardise
 from reranker.mentions import Names
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
@@ -29,6 +30,9 @@ _SHARE, _SHARE_OF_ONE = 0.5, 0.75
 # No more characters of a huge text are looked at than could fill the passage model's windows,
 # with so many a token.
 _TOKEN_CHARACTERS = 8
+# So many tokens are half of what is known of their cost: a chunk of four usual passages counts for
+# an eighth, as in TCP's timer, and one of a few tokens, the price of a call, for next to nothing.
+_MEMORY_TOKENS = 4200.0
 # What a token is taken to cost before any was measured.
 _FIRST_GUESS_MS = 0.05
 
@@ -40,8 +44,8 @@ class Cancelled(Exception):  # noqa: N818 - no error: nobody waits for the resul
 class Cost:
     """What a token costs in ms: measured, and rather too high than too low.
 
-    A moving mean and a moving deviation, as in TCP's retransmission timer (RFC 6298). Safe to
-    use from several threads at once.
+    A moving mean and a moving deviation, as in TCP's retransmission timer (RFC 6298), to which a
+    chunk adds in proportion to its tokens. Safe to use from several threads at once.
     """
 
     def __init__(self, first_guess_ms: float = _FIRST_GUESS_MS) -> None:
@@ -53,13 +57,14 @@ class Cost:
     def observe(self, tokens: float, milliseconds: float) -> None:
         """Learn from one chunk; the first replaces the guess."""
         cost = milliseconds / max(tokens, 1)
+        share = tokens / (tokens + _MEMORY_TOKENS)
         with self._lock:
             if math.isinf(self._least):
                 self._mean = cost
             self._least = min(self._least, cost)
             error = cost - self._mean
-            self._deviation += 0.25 * (abs(error) - self._deviation)
-            self._mean += 0.125 * error
+            self._deviation += min(2 * share, 1) * (abs(error) - self._deviation)
+            self._mean += share * error
 
     def doubt(self) -> None:
         """Lower the estimate a little: because of it, nothing was computed and nothing learnt.
@@ -93,6 +98,7 @@ class Cascade:
         self.passage = passage
         self.fusion = fusion
         self.stopping = stopping
+        self._coverage = Coverage(passage.tokenizer.vocabulary)
         self._cost = Cost()  # of a passage's token, by the estimate of `_tokens_of`
 
     @classmethod
@@ -167,13 +173,17 @@ class Cascade:
         titled = np.array([bool(hit.title.strip()) for hit in hits])
         logits = neutral(title_logits, titled)
         alone = not any(hit.passage.strip() for hit in hits)
-        fused = self.fusion.titles(logits, first, alone)
+        limit = _TOKEN_CHARACTERS * self._most_tokens
+        coverage = np.zeros(len(hits))
+        if not alone and (self.fusion.title_coverage or self.fusion.passage_coverage):
+            texts = [f"{hit.title[:limit]} {hit.passage[:limit]}" for hit in hits]
+            coverage = self._coverage.of(query, texts)
+        fused = self.fusion.titles(logits, first, coverage, alone)
         stages = [
             report._replace(scored=int(titled.sum()), milliseconds=_ms_since(started)),
         ]
 
-        limit = _TOKEN_CHARACTERS * self._most_tokens
-        reading = Reading(query, hits, logits, first, fused, self.fusion, limit)
+        reading = Reading(query, hits, logits, first, coverage, fused, self.fusion, limit)
         if passage_depth > 0:
             left = None if deadline_ms is None else deadline_ms - _ms_since(started)
             stages.append(self._passages(query, reading, passage_depth, left, cancelled))
@@ -297,6 +307,7 @@ class Reading:
         hits: Sequence[Hit],
         titles: NDArray[np.float64],
         first: NDArray[np.float64],
+        coverage: NDArray[np.float64],
         promise: NDArray[np.float64],
         fusion: Fusion,
         most_characters: int,
@@ -311,7 +322,8 @@ class Reading:
         order = np.argsort(-promise, kind="stable").tolist()
         # The most promising first.
         self.unread = [i for i in order if hits[i].title.strip() or hits[i].passage.strip()]
-        self._titles, self._first, self._fusion = titles, first, fusion
+        self._titles, self._first, self._coverage = titles, first, coverage
+        self._fusion = fusion
         self._most_characters = most_characters
         self._names: Names | None = None  # not before a passage was read that may name some
         self._named: list[NDArray[np.float64]] = []  # by passage that was read, (n,)
@@ -335,7 +347,7 @@ class Reading:
     @property
     def scores(self) -> NDArray[np.float64]:
         """The passage stage's fused scores (n,), without `gain`; NaN of the unread."""
-        return self._fusion.passages(self.logits, self._titles, self._first)
+        return self._fusion.passages(self.logits, self._titles, self._first, self._coverage)
 
     @property
     def final(self) -> NDArray[np.float64]:

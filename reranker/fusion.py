@@ -30,13 +30,15 @@ class Fusion(NamedTuple):
     title_only: float  # of the title's logit, where no hit has a passage
     title_only_first_stage: float  # of the standardised first-stage score beside it
     mention: float = 0.0  # of how likely it is that a relevant passage names the hit
+    title_coverage: float = 0.0  # of the share of the query's words, before the passage stage
+    passage_coverage: float = 0.0  # of that share beside the passage's logit
 
     @classmethod
     def read(cls, path: Path) -> Fusion:
         """Read `fusion.json`. Raises FileNotFoundError or ValueError where it is not right.
 
         One without weights for hits without a passage uses the title stage's for these, too; one
-        without a weight for mentions counts none.
+        without weights for mentions or coverage counts none.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
@@ -53,24 +55,30 @@ class Fusion(NamedTuple):
         return weights
 
     def titles(
-        self, logits: NDArray[np.float64], first: NDArray[np.float64], alone: bool
+        self,
+        logits: NDArray[np.float64],
+        first: NDArray[np.float64],
+        coverage: NDArray[np.float64],
+        alone: bool,
     ) -> NDArray[np.float64]:
         """The title stage's fused scores (n,); `alone`: no hit of the search has a passage."""
         if alone:
             return self.title_only * logits + self.title_only_first_stage * first
-        return self.title * logits + self.title_first_stage * first
+        return self.title * logits + self.title_first_stage * first + self.title_coverage * coverage
 
     def passages(
         self,
         passage_logits: NDArray[np.float64],
         logits: NDArray[np.float64],
         first: NDArray[np.float64],
+        coverage: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """The passage stage's fused scores (n,); NaN where a passage's logit is."""
         return (
             self.passage * passage_logits
             + self.passage_title * logits
             + self.passage_first_stage * first
+            + self.passage_coverage * coverage
         )
 
     def mentions(

@@ -26,6 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+
+# Its wheels for Linux (from 1.29 on) report to their makers, and keep a file in the home folder
+# for it, unless this is set when they are loaded; `disable_telemetry_events` comes too late.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from reranker.lru import Cache

@@ -46,6 +46,12 @@ class Tokenizer:
             raise ValueError(f"{path} does not put texts between two special tokens, as BERT's do")
         self._open, self._close = empty
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens and their ids."""
+        found: dict[str, int] = self._tokenizer.get_vocab()
+        return found
+
     def encode(self, texts: Sequence[str], limit: int) -> list[Encoded]:
         """Encode texts, each to at most `limit` tokens with the two special ones."""
         found = []

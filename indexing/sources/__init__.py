@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -62,6 +63,9 @@ class Source(NamedTuple):
     records: Iterator[Record]
     fraction: Callable[[], float | None]  # from 0 to 1; None where the end is not known
     fingerprint: Mapping[str, str | int] = MappingProxyType({})  # what to read, and how
+    # Where it is an index or several: the cluster's uuid and the name of each.
+    indices: Callable[[], frozenset[tuple[str, str]]] = frozenset
+    path: Path | None = None  # where it is a file or a folder
 
     def through(
         self, step: Callable[[Iterator[Record]], Iterator[Record]], **options: str | int
@@ -102,7 +106,9 @@ def open_source(
     if chosen == "opensearch":
         index = _index(location, connect)
         made_of |= {"location": index.name, "sort": index.sort}
-        return Source(index.name, chosen, index.documents(fields), index.fraction, made_of)
+        return Source(
+            index.name, chosen, index.documents(fields), index.fraction, made_of, index.indices
+        )
     try:
         if chosen == "irds":
             data = DataSet(location)
@@ -194,35 +200,47 @@ def _open_path(
         made_of["location"] = str(path.resolve())
         if path.is_file():
             made_of |= {"bytes": about.st_size, "modified": about.st_mtime_ns}
-    name = "stdin" if location == STDIN else str(path)
+    if location == STDIN:
+        opened = partial(Source, "stdin", format_, fingerprint=made_of)
+    else:
+        opened = partial(Source, str(path), format_, fingerprint=made_of, path=path)
     if format_ == "folder":
-        return Source(name, format_, folder.documents(path), _unknown, made_of)
+        return opened(folder.documents(path), _unknown)
     if format_ == "parquet":
         table = tables.ParquetTable(path)
-        return Source(name, format_, table.documents(fields), table.fraction, made_of)
+        return opened(table.documents(fields), table.fraction)
     if format_ == "trec" and path.is_dir() and location != STDIN:
-        return Source(name, format_, _trec_folder(path), _unknown, made_of)
+        return opened(_trec_folder(path), _unknown)
     file = LineFile(STDIN if location == STDIN else path)
     if format_ in _MAPPED_LINES:
         made = _MAPPED_LINES[format_](file, fields)
     else:
         made = _LINES[format_](file)
-    return Source(name, format_, made, file.fraction, made_of)
+    return opened(made, file.fraction)
 
 
 def _trec_folder(path: Path) -> Iterator[Record]:
-    try:
-        for file in folder.files(path):
-            yield from trec.documents(LineFile(file))
-    except OSError as error:
-        yield LineFile.cut(str(error.filename or path), error)
+    for file in folder.files(path):
+        if isinstance(file, Failure):
+            yield file
+            continue
+        try:
+            lines = LineFile(file)
+        except OSError as error:
+            yield LineFile.cut(str(file), error)
+        else:
+            yield from trec.documents(lines)
 
 
 def _guess_folder(path: Path) -> Format:
     if beir.find_corpus(path):
         return "beir"
-    if any(file.suffix.lower() in folder.SUFFIXES for file in islice(folder.files(path), 1000)):
+    found = list(islice(folder.files(path), 1000))
+    if any(isinstance(file, Path) and file.suffix.lower() in folder.SUFFIXES for file in found):
         return "folder"
+    for failure in found:
+        if isinstance(failure, Failure):
+            raise SourceError(f"{failure.location}: {failure.reason}")
     raise SourceError(
         f"no corpus.jsonl, Markdown, HTML or text in {path}: name another folder or a file,"
         " or give --format trec"

@@ -49,7 +49,7 @@ class _Paragraph:
 
     def fail(self, failure: Failure) -> None:
         """Give the whole package up, for the first of its faults."""
-        self.wrong = self.wrong or failure
+        self.wrong = self.wrong.before(failure) if self.wrong else failure
         self.fields.clear()
 
     def record(self) -> Record:

@@ -48,28 +48,32 @@ class Page(NamedTuple):
     sections: list[Section]
 
 
-def files(root: Path) -> Iterator[Path]:
+def files(root: Path) -> Iterator[Path | Failure]:
     """Yield the files of a folder and those below in the order of their names, or the file itself.
 
-    Links to folders are not followed, as they may lead round in circles.
+    A folder that cannot be read is a failure. Links to folders are not followed, as they may lead
+    round in circles.
     """
     if root.is_file():
         yield root
         return
-    for folder, folders, names in os.walk(root, onerror=_raise):
+    errors: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=errors.append):
+        yield from map(_unread, errors)
+        errors.clear()
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+    yield from map(_unread, errors)
 
 
 def documents(root: Path) -> Iterator[Record]:
     """Yield the sections of every file; files of other kinds are skips."""
-    try:
-        for path in files(root):
+    for path in files(root):
+        if isinstance(path, Failure):
+            yield path
+        else:
             name = path.name if path == root else path.relative_to(root).as_posix()
             yield from _read(path, name)
-    except OSError as error:
-        reason = f"the folder cannot be read: {error.strerror or error}"
-        yield Failure(str(error.filename or root), reason)
 
 
 def parse_markdown(text: str) -> Page:
@@ -112,8 +116,9 @@ def _without_comments(text: str) -> str:
     return "".join((*parts, text[end:].replace("<!--", "")))
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _unread(error: OSError) -> Failure:
+    reason = f"the folder cannot be read: {error.strerror or error}"
+    return Failure(str(error.filename), reason, cut=True)
 
 
 def _read(path: Path, name: str) -> Iterator[Record]:

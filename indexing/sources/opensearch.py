@@ -2,7 +2,8 @@
 
 Sorting by id gives every reading the same order, so that a load can go on later, and a point in
 time that has expired can be replaced by a new one. It costs the cluster that is read some heap
-(field data of all ids); `…/INDEX?sort=FIELD` sorts by a field instead, which must be unique.
+(field data of all ids); `…/INDEX?sort=FIELD` sorts by a field instead. Of equal values the order
+then is that of one point in time only, so that a load goes on later where the field is unique.
 API: https://docs.opensearch.org/latest/search-plugins/searching-data/point-in-time/
 """
 
@@ -52,6 +53,18 @@ class IndexReader:
         """How many of the documents have been read, from 0 to 1."""
         return min(1.0, self._read / self._total) if self._total else None
 
+    def indices(self) -> frozenset[tuple[str, str]]:
+        """Give the indices that are read, each as its cluster's uuid and its own name.
+
+        That tells an index behind an alias or a pattern, and needs no right but to read it.
+        """
+        found = self._client.indices.resolve_index(name=self.index)
+        names = {one["name"] for one in found["indices"]}
+        names.update(name for alias in found["aliases"] for name in alias["indices"])
+        names.update(name for one in found["data_streams"] for name in one["backing_indices"])
+        cluster = self._client.info()["cluster_uuid"]
+        return frozenset((cluster, name) for name in names)
+
     def documents(self, fields: FieldMap | None = None) -> Iterator[Document | Failure]:
         """Yield a document for every one of the index, and close the connection at the end."""
         fields = fields or FieldMap()
@@ -61,17 +74,26 @@ class IndexReader:
                     self._read += 1
                     yield _document(hit, fields)
             except OpenSearchException as error:
-                yield Failure(
-                    f"{self.name}:{self._read + 1}",
-                    f"the rest of the index cannot be read: {_sentence(error)}",
-                    cut=True,
-                )
+                yield self._cut(f"the rest of the index cannot be read: {_sentence(error)}")
+            else:
+                if self._read != self._total:
+                    yield self._cut(
+                        f"{self._read:,} documents were read where the index holds"
+                        f" {self._total:,}: see that nothing writes to it, and read it again, or"
+                        " in another order (?sort=FIELD)"
+                    )
+
+    def _cut(self, reason: str) -> Failure:
+        return Failure(f"{self.name}:{self._read + 1}", reason, cut=True)
 
     def _hits(self) -> Iterator[dict[str, Any]]:
+        # A page goes on behind the last one's sort values, so no two documents may share them
+        # all: indices behind an alias share ids, and a shard's number is its index's own.
+        rest = ("_index",) if self.sort == _ID else ("_index", "_shard_doc")
         body: dict[str, Any] = {
             "size": self._page,
             "query": {"match_all": {}},
-            "sort": [{self.sort: "asc"}],
+            "sort": [{key: "asc"} for key in (self.sort, *rest)],
             "track_total_hits": True,
         }
         point = self._open()
@@ -93,9 +115,7 @@ class IndexReader:
                     point = self._open()  # it expired meanwhile
                     continue
                 point = page.get("pit_id", point)
-                self._total = max(self._total, self._read + len(page["hits"]["hits"]))
-                if "search_after" not in body:
-                    self._total = page["hits"]["total"]["value"]
+                self._total = page["hits"]["total"]["value"]
                 if not page["hits"]["hits"]:
                     return
                 yield from page["hits"]["hits"]

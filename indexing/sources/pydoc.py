@@ -66,7 +66,8 @@ def documents(seconds: float = _SECONDS) -> Iterator[Record]:
     if not ended:
         # A module took the interpreter down: what came before it is good, the rest is missing.
         reason = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        yield Failure("pydoc", f"the walk ended early (status {done.returncode}): {reason}")
+        reason = f"the walk ended early (status {done.returncode}): {reason}"
+        yield Failure("pydoc", reason, cut=True)
 
 
 def _document(name: str, kind: str, module: str, doc: str, signature: str) -> Document | Skip:

@@ -34,17 +34,22 @@ def csv_documents(file: LineFile, fields: FieldMap | None = None) -> Iterator[Do
             yield row
             continue
         if not header:
-            delimiter = max(_DELIMITERS, key=row.text.count)
-            header = [name.strip() for name in _cells(row.text, delimiter)]
-            continue
+            delimiter = _delimiter(row.text)
         try:
             cells = _cells(row.text, delimiter)
         except csv.Error as error:
-            yield Failure(row.location, f"not CSV: {error}", excerpt(row.text))
+            failure = _failure(row.location, f"not CSV: {error}", row.text)
+            if not header:  # without one no row means anything
+                yield failure._replace(cut=True)
+                return
+            yield failure
+            continue
+        if not header:
+            header = [name.strip() for name in cells]
             continue
         if len(cells) != len(header):
             reason = f"{len(header)} columns are needed, as in the header, not {len(cells)}"
-            yield Failure(row.location, reason, excerpt(row.text))
+            yield _failure(row.location, reason, row.text)
             continue
         values = {name: cell for name, cell in zip(header, cells, strict=True) if cell}
         yield document(Object(row.location, values), fields)
@@ -53,14 +58,15 @@ def csv_documents(file: LineFile, fields: FieldMap | None = None) -> Iterator[Do
 def _csv_rows(file: LineFile) -> Iterator[Line | Failure]:
     """Join the lines of rows whose quotes are still open."""
     parts: list[str] = []
-    location = ""
-    size = quotes = 0
+    location = delimiter = ""
+    size = 0
+    quoted = False
     for line in file.lines(blank=True):
         if isinstance(line, Failure):
             # Whatever row it was part of cannot be told any more.
             if parts:
-                yield Failure(location, f"the row is broken at {line.location}", excerpt(parts[0]))
-            parts, size, quotes = [], 0, 0
+                yield _failure(location, f"the row is broken at {line.location}", "\n".join(parts))
+            parts, size, quoted = [], 0, False
             yield line
             continue
         if not parts:
@@ -69,17 +75,58 @@ def _csv_rows(file: LineFile) -> Iterator[Line | Failure]:
             location = line.location
         parts.append(line.text)
         size += len(line.text)
-        quotes += line.text.count('"')
-        if quotes % 2 == 0:
-            yield Line(location, "\n".join(parts))
+        quoted = _stays_quoted(line.text, quoted, delimiter or _delimiter(line.text))
+        if not quoted:
+            row = "\n".join(parts)
+            delimiter = delimiter or _delimiter(row)
+            yield Line(location, row)
         elif size > MAX_LINE_BYTES:
             reason = f"a quote is still open at {line.location}, {size} characters later"
-            yield Failure(location, reason, excerpt(parts[0]))
+            yield _failure(location, reason, "\n".join(parts))
         else:
             continue
-        parts, size, quotes = [], 0, 0
+        parts, size, quoted = [], 0, False
     if parts:
-        yield Failure(location, "a quote is still open where the file ends", excerpt(parts[0]))
+        yield _failure(location, "a quote is still open where the file ends", "\n".join(parts))
+
+
+def _delimiter(header: str) -> str:
+    return max(_DELIMITERS, key=header.count)
+
+
+def _stays_quoted(line: str, quoted: bool, delimiter: str) -> bool:
+    """Tell whether a quoted value is open at a line's end, given whether one was at its start.
+
+    By the rule of `csv`: a quote opens a value only as its first character. In any other place,
+    as in `Pipe 5" wide`, it is text.
+    """
+    if '"' not in line:
+        return quoted
+    at = 0
+    if not quoted:
+        quoted = line.startswith('"')
+        at = int(quoted)
+    while True:
+        if quoted:
+            at = line.find('"', at) + 1
+            if not at:
+                return True
+            if line.startswith('"', at):  # two are one in the text
+                at += 1
+                continue
+        at = line.find(delimiter, at) + 1
+        if not at:
+            return False
+        quoted = line.startswith('"', at)
+        at += quoted
+
+
+def _failure(location: str, reason: str, row: str) -> Failure:
+    """Say what is wrong with a row; one of many lines may have taken other rows in."""
+    lines = row.count("\n")
+    if lines:
+        reason = f"{reason}; lines behind it that it took in: {lines:,}"
+    return Failure(location, reason, excerpt(row.partition("\n")[0]), cut=bool(lines))
 
 
 def _cells(row: str, delimiter: str) -> list[str]:
@@ -111,22 +158,72 @@ class ParquetTable:
         return self._read / self._rows if self._rows else 1.0
 
     def documents(self, fields: FieldMap | None = None) -> Iterator[Document | Failure]:
-        """Yield a document for every row; numbers, dates and bytes become what JSON can hold."""
+        """Yield a document for every row; numbers, dates and bytes become what JSON can hold.
+
+        Times keep microseconds, which are what Python's have.
+        """
         fields = fields or FieldMap()
         with self._opened() as table:
             batches = table.iter_batches(batch_size=_ROWS)
             while True:
                 location = f"{self._path.name}:{self._read + 1}"
                 try:
-                    rows = next(batches).to_pylist()
+                    batch = self._in_microseconds(next(batches))
                 except StopIteration:
                     return
                 except (self._arrow.ArrowException, OSError, ValueError) as error:
                     yield LineFile.cut(location, error)
                     return
-                for row in rows:
+                for row in self._rows_of(batch):
                     self._read += 1
-                    yield document(Object(f"{self._path.name}:{self._read}", _plain(row)), fields)
+                    location = f"{self._path.name}:{self._read}"
+                    if isinstance(row, Failure):
+                        yield row._replace(location=location)
+                    else:
+                        yield document(Object(location, _plain(row)), fields)
+
+    def _in_microseconds(self, batch: Any) -> Any:
+        columns = []
+        for column in batch.columns:
+            type_ = self._without_nanoseconds(column.type)
+            # Not every type can be cast, be it to itself.
+            columns.append(column if type_ == column.type else column.cast(type_, safe=False))
+        return self._arrow.RecordBatch.from_arrays(columns, batch.schema.names)
+
+    def _without_nanoseconds(self, type_: Any) -> Any:
+        """Give a column's type with times in microseconds; Python has no smaller ones."""
+        arrow = self._arrow
+        if arrow.types.is_timestamp(type_) and type_.unit == "ns":
+            return arrow.timestamp("us", type_.tz)
+        if arrow.types.is_duration(type_) and type_.unit == "ns":
+            return arrow.duration("us")
+        if arrow.types.is_time64(type_) and type_.unit == "ns":
+            return arrow.time64("us")
+        if arrow.types.is_list(type_):
+            field = type_.value_field
+            return arrow.list_(field.with_type(self._without_nanoseconds(field.type)))
+        if arrow.types.is_struct(type_):
+            return arrow.struct(
+                [field.with_type(self._without_nanoseconds(field.type)) for field in type_]
+            )
+        return type_
+
+    def _rows_of(self, batch: Any) -> Iterator[dict[str, Any] | Failure]:
+        """Yield a batch's rows, or why Python cannot hold one of its values."""
+        errors = (self._arrow.ArrowException, OverflowError, ValueError)
+        try:
+            yield from batch.to_pylist()
+        except errors:  # of one of the rows: nothing has been yielded
+            for number in range(batch.num_rows):
+                row: dict[str, Any] = {}
+                name = ""
+                try:
+                    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                        row[name] = column[number].as_py()
+                except errors as error:
+                    yield Failure("", f"field {name!r} cannot be read: {error}")
+                else:
+                    yield row
 
     def _opened(self) -> Any:
         try:

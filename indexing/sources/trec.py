@@ -55,7 +55,7 @@ def documents(file: LineFile) -> Iterator[Record]:
     for line in file.raw_lines():
         if isinstance(line, Failure):
             if inside:
-                inside.fault = inside.fault or line  # one record, one fault
+                inside.fault = inside.fault.before(line) if inside.fault else line
             else:
                 yield line
             continue

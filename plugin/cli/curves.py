@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from plugin.cli.options import CommandError
+from plugin.cli.options import CommandError, require_folders
 from reranker.evaluation import plots
 
 
@@ -26,8 +26,9 @@ def curves(
     ] = None,
 ) -> None:
     """Show the learning curves that trainings logged: the dev split's quality at every look."""
+    require_folders(plot)
     if plot is not None:
-        plots.require_matplotlib()
+        plots.require_drawable(plot)
     logs = {folder.name: read_log(folder) for folder in trainings}
     table = Table("training", "step", "loss", "first stage", "alone", "fused")
     for name, lines in logs.items():

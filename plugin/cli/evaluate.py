@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from plugin.cli.options import CommandError
+from plugin.cli.options import CommandError, require_folders
+from plugin.sidecar.models import hash_models
 from reranker import Cascade, PassageReranker, TitleReranker
 from reranker.dual import DualEncoder
 from reranker.evaluation import plots
@@ -141,7 +142,7 @@ def evaluate(
     sample: Annotated[
         int | None, typer.Option(min=1, help="Only this many judged queries, drawn at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample, intervals and tests.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sample, intervals and tests.")] = 0,
     trained_on: Annotated[
         bool, typer.Option("--trained-on", help="Measure queries of the models' training too.")
     ] = False,
@@ -204,21 +205,25 @@ def evaluate(
         raise CommandError("--plot draws passage depths; add --stage cascade.")
     if against and stage is Stage.bm25:
         raise CommandError("--against compares our stages; choose another --stage than bm25.")
+    require_folders(json_file, save_run, plot, vectors)
     console = Console()
     try:
         if plot:
-            plots.require_matplotlib()
+            plots.require_drawable(plot)
         collection = read_collection(data, format, queries, corpus or ())
         read = len(collection.queries)
         collection = collection.by_page() if pages and not collection.pages else collection
         default = _PAGE_MEASURES if collection.pages else _PASSAGE_MEASURES
         names = [name.strip() for name in (measures or default).split(",") if name.strip()]
-        measure_rankings({}, {}, {}, names, [])  # a misspelt measure shows before the work
         judged = len(collection.judged)
-        folders = [model or SHIPPED, *([against] if against else [])]
+        measured = (
+            [] if stage is Stage.bm25 else [model or SHIPPED, *([against] if against else [])]
+        )
+        if first_stage is not FirstStage.bm25:
+            measured.append(_dual_folder(model))
         seen: set[int] = set()
-        if not trained_on and stage is not Stage.bm25:
-            seen = set().union(*(fingerprints_of(folder) or () for folder in folders))
+        if not trained_on:
+            seen = seen.union(*(fingerprints_of(folder) or () for folder in measured))
         collection = collection.only(
             lambda text: (
                 fingerprint(text) not in seen and (split is Split.all or side(text) == split.value)
@@ -231,6 +236,7 @@ def evaluate(
                 f"None of {read} queries is judged and left to measure ({left_out} are trained on "
                 "or of another split); choose others with --queries, or add --trained-on."
             )
+        _require_measurable(names, collection)
         loaded = _load(stage, model, threads)
         models = {"reranker": loaded.name} if loaded.name else {}
         other = _load(stage, against, threads) if against else None
@@ -244,10 +250,11 @@ def evaluate(
         theirs: Vectors | None = None  # of all documents, where the opponent searches them
         if first_stage is not FirstStage.bm25:
             words = first.bm25 if first_stage is FirstStage.hybrid else None
-            encoder = _dual(model)
+            made_by = hash_models(_dual_folder(model))  # first: a folder may change meanwhile
+            encoder = DualEncoder.load(_dual_folder(model))
             models["dual encoder"] = encoder.name
             with Progress(console=Console(stderr=True), transient=True) as progress:
-                dense = _dense(collection, encoder, neighbours, vectors, progress)
+                dense = _dense(collection, encoder, made_by, neighbours, vectors, progress)
             found = _first_stages(collection, dense, words, candidates, neighbours)
             if opponent:
                 theirs = Vectors(opponent, {k: text_of(d) for k, d in collection.corpus.items()})
@@ -266,7 +273,9 @@ def evaluate(
             after = dict(ours)
             if stage is Stage.passage and ours:
                 (alone,) = ours.values()
-                both = fuse([bench.candidates, alone[0]], [1 - fusion_weight, fusion_weight])
+                # Hits that it did not read have a place in its run, but no logit to be fused.
+                was_read = cut(alone[0], collection.queries, passage_depth)
+                both = fuse([bench.candidates, was_read], [1 - fusion_weight, fusion_weight])
                 ours[f"{first.name} + passage stage ({fusion_weight:g})"] = (both, None)
             runs |= ours
         last = list(ours.values())[-1][0] if ours else first.run
@@ -278,7 +287,6 @@ def evaluate(
         if plot and loaded.cascade:
             swept = [depth for depth in _DEPTHS if depth <= candidates]
             points = sweep_depths(loaded.cascade, first.run, collection, swept, names, seed)
-            plots.draw_depths(plot, points, names[0], collection.name)
     except ImportError as error:  # an extra is missing; the message says which
         raise CommandError(str(error)) from error
 
@@ -299,10 +307,13 @@ def evaluate(
     if comparisons:
         console.print(_comparison_table(comparisons, names))
     console.print(_summary(report), highlight=False, soft_wrap=True)
-    if save_run:
-        write_run(save_run, last)
+    # What holds most first: ids may not fit a run file, and drawing is another package's work.
     if json_file:
         json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    if save_run:
+        write_run(save_run, last)
+    if plot and points:
+        plots.draw_depths(plot, points, names[0], collection.name)
 
 
 class _FirstStage(NamedTuple):
@@ -332,6 +343,16 @@ class _Bench:
         )
 
 
+def _require_measurable(measures: Sequence[str], collection: Collection) -> None:
+    """Measure one judged query, so that what cannot be measured shows before the work."""
+    query = collection.queries[0].id
+    ranking = [*collection.qrels[query], "unjudged"]
+    for measure in measures:
+        measure_rankings(
+            {query: ranking}, collection.qrels, collection.gold_sets, [measure], [query]
+        )
+
+
 def _first_stage(
     collection: Collection, run: Path | None, candidates: int, stop_words: bool, stem: bool
 ) -> _FirstStage:
@@ -352,16 +373,16 @@ def _first_stage(
     return _FirstStage("BM25", description, searched.run, searched.mean_milliseconds, bm25)
 
 
-def _dual(folder: Path | None) -> DualEncoder:
-    """The dual encoder of the models' folder, or of a passage model's own."""
-    if folder and (folder / "passage").is_dir():
-        folder = folder / "passage"
-    return DualEncoder.load(folder)
+def _dual_folder(models: Path | None) -> Path:
+    """The dual encoder's folder: that of the passage model in a folder of models, or it itself."""
+    folder = models or SHIPPED
+    return folder / "passage" if (folder / "passage").is_dir() else folder
 
 
 def _dense(
     collection: Collection,
     encoder: DualEncoder,
+    made_by: str,
     neighbours: Neighbours,
     kept: Path | None,
     progress: Progress,
@@ -369,7 +390,11 @@ def _dense(
     """Encode all documents, or read their vectors, and index them."""
     task = progress.add_task("vectors", total=len(collection.corpus))
     vectors = kept_vectors(
-        kept, collection.corpus, encoder, lambda done: progress.update(task, completed=done)
+        kept,
+        collection.corpus,
+        encoder,
+        made_by,
+        lambda done: progress.update(task, completed=done),
     )
     return DenseIndex(list(collection.corpus), vectors, encoder.encode_queries, neighbours.value)
 

@@ -93,7 +93,9 @@ def index(
     recreate: Annotated[
         bool,
         typer.Option(
-            "--recreate", help="Delete the index first if it exists.", rich_help_panel=_GOING_LIVE
+            "--recreate",
+            help="Delete the index first if it exists, once the source's first record is read.",
+            rich_help_panel=_GOING_LIVE,
         ),
     ] = False,
     restore: Annotated[
@@ -196,8 +198,8 @@ def index(
         Path | None,
         typer.Option(
             "--dead-letters",
-            help="The file for what cannot be indexed, with its reason (default: in the state"
-            " folder).",
+            help="The file for what cannot be indexed, with its reason; no device or pipe"
+            " (default: in the state folder).",
             rich_help_panel=_LOADING,
         ),
     ] = None,
@@ -240,7 +242,7 @@ def index(
             )
         if index is None and alias is None and not (dry_run or report):
             raise CommandError("name where to load it, with --index or --alias", _DID_NOT_RUN)
-        # The source comes first: no index is deleted for one that cannot be read.
+        # The source comes first: nothing is made for one that cannot be opened.
         read = reading.read(
             source,
             format_,
@@ -295,6 +297,7 @@ def index(
                 itertools.islice(opened.records, limit),
                 identity,
                 destination,
+                source=opened,
                 folder=job_folder(client, destination.name, state),
                 discard=discard,
                 dead_letters=dead_letters,

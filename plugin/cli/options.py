@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,18 @@ class CommandError(Exception):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def require_folders(*files: Path | None) -> None:
+    """Raise CommandError where a file that is to be written at the end could not be.
+
+    None is a file that was not asked for.
+    """
+    for file in files:
+        if file and file.is_dir():
+            raise CommandError(f"{file} is a folder; give the name of a file.")
+        if file and not file.parent.is_dir():
+            raise CommandError(f"There is no folder {file.parent} for {file.name}; make it first.")
 
 
 def default_url() -> str:

@@ -47,7 +47,12 @@ def install(
         str | None, typer.Option(help="The pipeline's name (default: titlecast-INDEX).")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace another pipeline that is in the way.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace what is in the way: another default, or a pipeline of this name that"
+            " holds more than ours or that other indices use.",
+        ),
     ] = False,
     *,
     url: Url,
@@ -80,7 +85,7 @@ def show(
     url: Url,
 ) -> None:
     """Print the pipelines of Titlecast and the indices that use them."""
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     with connect(url) as client:
         found = pipelines.installed(client, index)
     if not found:
@@ -91,7 +96,12 @@ def show(
     for one in found:
         users = ", ".join(one.indices) or "no index"
         console.print(f"[bold]{escape(one.name)}[/bold], the default of {escape(users)}")
-        console.print(Syntax(json.dumps(one.body, indent=2), "json", background_color="default"))
+        body = json.dumps(one.body, indent=2)
+        if console.is_terminal:
+            shown = Syntax(body, "json", background_color="default", word_wrap=True)
+            console.print(shown, soft_wrap=False)
+        else:  # for another program: Rich would crop or break its lines
+            console.out(body, highlight=False)
 
 
 def remove(

@@ -143,8 +143,8 @@ def compare(
     reranked = client.search(index=index, body={**body, "size": size})
     told = reranked.get("ext", {}).get("title_rerank")
     if told is None:  # a pipeline says nothing of a search without hits
-        without = "no pipeline of Titlecast's is the index's default"
-        reason = without if reranked["hits"]["hits"] else "there is no hit to rerank"
+        hits = reranked["hits"]["hits"]
+        reason = _why_alone(client, index) if hits else "there is no hit to rerank"
         told = {"applied": False, "reason": reason}
     return Comparison(
         index=index,
@@ -160,6 +160,23 @@ def compare(
         took_before=int(plain["took"]),
         took_after=int(reranked["took"]),
         rerank_ms=float(told.get("took_ms") or 0.0),
+    )
+
+
+def _why_alone(client: OpenSearch, index: str) -> str:
+    """Say why a response with hits says nothing of reranking, as far as can be known."""
+    defaults = sorted(set(pipelines.default_pipelines(client, index).values()))
+    if len(defaults) > 1:  # of several indices
+        return (
+            f"the engine uses none of several default pipelines ({', '.join(defaults)}):"
+            f" install one for all that {index} stands for"
+        )
+    found = pipelines.installed(client, index)
+    if not found:
+        return "no pipeline of Titlecast's is the index's default"
+    return (
+        f"the pipeline {found[0].name} says nothing of this search: see what else is in it with"
+        f" `titlecast pipeline show --index {index}`"
     )
 
 

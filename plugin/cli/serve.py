@@ -15,12 +15,12 @@ from typing import Annotated, Any
 import typer
 
 from plugin.cli.options import CommandError
-from plugin.sidecar.app import Sidecar, build_app
+from plugin.sidecar.app import build_app
 from plugin.sidecar.logs import AsideHandler, write_logs
 from plugin.sidecar.models import Models, folder_models
 from plugin.sidecar.server import Server
 from plugin.sidecar.settings import Settings, load_settings
-from plugin.sidecar.workers import Workers, stop_at_eof, worker_command
+from plugin.sidecar.workers import END, LEAVE, RELOAD, Workers, follow_stdin, worker_command
 
 _LAST_SECONDS = 5.0  # for workers to end in, once their searches are answered
 
@@ -89,18 +89,19 @@ def serve(
             raise
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    if hasattr(signal, "SIGHUP"):  # would end us before it can mean anything
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     handler = write_logs(settings.log_format)
     try:
         if inherit is not None:
             with socket.socket(fileno=inherit) as listener:
-                _serve(settings, listener, until_eof, handler, load_first)
+                _serve_as_worker(settings, listener, handler, load_first)
             return
         # The address before the models: whether it can be had shows in an instant.
         with listening_socket(settings.host, settings.port) as listener:
             if settings.workers == 1:
-                _serve(settings, listener, until_eof, handler)
+                server = Server(build_app(_models(settings), settings), settings)
+                if until_eof:
+                    follow_stdin(server.end)
+                _run(server, listener, handler)
                 return
             options = [f"--{name}={value}" for name, value in given.items() if value is not None]
             options += [] if config is None else [f"--config={config}"]
@@ -116,25 +117,26 @@ def _models(settings: Settings) -> Models:
     )
 
 
-def _serve(
-    settings: Settings,
-    listener: socket.socket,
-    until_eof: bool,
-    handler: AsideHandler,
-    load_first: bool = False,
-) -> None:
-    app = build_app(_models(settings), settings, load_first)
-    sidecar: Sidecar = app.state.sidecar
+def _run(server: Server, listener: socket.socket, handler: AsideHandler) -> None:
+    sidecar = server.sidecar
     handler.lost = sidecar.metrics.lost_log_lines.inc
-    server = Server(app, settings)
-    if until_eof:
-        stop_at_eof(lambda: setattr(server, "should_exit", True))
     with contextlib.suppress(SystemExit):  # uvicorn's, where the application did not begin
         server.run([listener])
     if sidecar.failure is not None:
         raise CommandError(f"the models cannot be loaded: {sidecar.failure}") from sidecar.failure
     if not server.started:
         raise CommandError("the sidecar could not be started: its log above says why")
+
+
+def _serve_as_worker(
+    settings: Settings, listener: socket.socket, handler: AsideHandler, load_first: bool
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGHUP is ignored since the start
+        signal.signal(number, signal.SIG_IGN)
+    app = build_app(_models(settings), settings, load_first)
+    server = Server(app, settings, signals=False)
+    follow_stdin(server.end, {RELOAD: server.reload, LEAVE: server.leave, END: server.end})
+    _run(server, listener, handler)
 
 
 def _serve_workers(
@@ -144,7 +146,7 @@ def _serve_workers(
         raise CommandError("several workers cannot share a port on Windows: use --workers 1")
     workers = Workers(worker_command(options), listener, settings.workers)
     if until_eof:
-        stop_at_eof(workers.stop)
+        follow_stdin(workers.stop)
     return workers.run(settings.drain_seconds + settings.grace_seconds + _LAST_SECONDS)
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from indexing.records import Document
 from indexing.sources import open_source
-from plugin.cli.options import CommandError, Url
+from plugin.cli.options import CommandError, Url, require_folders
 from plugin.clusters import connect
 from plugin.tuning import (
     DEPTHS,
@@ -88,10 +88,11 @@ def tune(
         raise CommandError("give --beir or --index, not both")
     if plot and not beir:
         raise CommandError("--plot draws quality, which needs judged queries: add --beir")
+    require_folders(out, plot)
     console = Console()
     try:
         if plot:
-            plots.require_matplotlib()
+            plots.require_drawable(plot)
         cores = usable_cores()
         depths = [depth for depth in DEPTHS if depth <= candidates]
         judged: _Judged | None = None

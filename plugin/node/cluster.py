@@ -34,6 +34,7 @@ _STOP_SECONDS = 20.0
 _LOG_LINES = 30
 _USERS = ("opensearch", "nobody")  # whom the nodes run as where root starts them
 
+_LOGGED = re.compile(r"\[[^]]+\]\[([A-Z]+) *\]")  # the pattern below
 _LOG4J = """\
 status = error
 appender.console.type = Console
@@ -492,10 +493,22 @@ def _own_folder(folder: Path, owner: _Owner | None) -> None:
 
 def _start_error(what: str, nodes: Sequence[Node]) -> StartError:
     tail = tuple(line for node in nodes for line in node.log_tail())
-    errors = [line for line in tail if re.search(r"(Exception|Error)\b", line)]
     # What failed to load matters less than why, which comes after it.
-    causes = [line for line in errors if "Likely root cause" in line]
-    reason = next(iter(causes or errors), "")
+    causes = [line for line in tail if "Likely root cause" in line]
+    reason = next(iter(causes or _errors(tail)), "")
     return StartError(
         f"{what}{f' ({reason.strip()[:300]})' if reason else ''}: see the end of its log.", tail
     )
+
+
+def _errors(lines: Sequence[str]) -> list[str]:
+    """Give the lines that tell of an error: none of a warning or note, nor of its trace."""
+    found, harmless = [], False
+    for line in lines:
+        if logged := _LOGGED.match(line):
+            harmless = logged[1] not in ("ERROR", "FATAL")
+        elif "exception in thread" in line.lower():  # Java's own words, in no log
+            harmless = False
+        if not harmless and re.search(r"(Exception|Error)\b", line):
+            found.append(line)
+    return found

@@ -7,9 +7,11 @@ a machine that went down does no harm.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,25 +47,30 @@ class Status:
 
 
 def start(options: ClusterOptions, start_seconds: float = 300.0) -> tuple[Node, ...]:
-    """Start the cluster and leave it running; raises `NodeError` if it already does."""
-    if running := _running_nodes():
-        raise NodeError(
-            f"a node already runs at {running[0].url}: stop it with `titlecast node stop` first."
-        )
+    """Start the cluster and leave it running.
+
+    Raises `NodeError` if it already runs, or if another process is starting it.
+    """
     prepared_cache_folder()
     folder = _folder()
     folder.mkdir(mode=0o755, exist_ok=True)
-    launched: list[Launched] = []
-    try:
-        for one in launch(options, folder):
-            launched.append(one)
-            # At once, so that `stop` finds the process even if this one is killed meanwhile.
-            _write_state([known.node for known in launched])
-        wait_until_ready(launched, start_seconds)
-    except BaseException:
-        end(launched)
-        _state_file().unlink(missing_ok=True)
-        raise
+    with _only_start(folder / "start.lock"):
+        if running := _running_nodes():
+            raise NodeError(
+                f"a node already runs at {running[0].url}: "
+                "stop it with `titlecast node stop` first."
+            )
+        launched: list[Launched] = []
+        try:
+            for one in launch(options, folder):
+                launched.append(one)
+                # At once, so that `stop` finds the process even if this one is killed meanwhile.
+                _write_state([known.node for known in launched])
+            wait_until_ready(launched, start_seconds)
+        except BaseException:
+            end(launched)
+            _forget()
+            raise
     _kept.extend(one.process for one in launched)
     return tuple(one.node for one in launched)
 
@@ -72,7 +79,7 @@ def stop(grace: float = 20.0) -> tuple[Node, ...]:
     """End the cluster's processes, by force after `grace` seconds; return the nodes that ran."""
     running = _running_nodes()
     terminate([node.process for node in running], grace)
-    _state_file().unlink(missing_ok=True)
+    _forget()
     return running
 
 
@@ -84,6 +91,24 @@ def status() -> Status:
         if health is not None:
             return Status(nodes, str(health.get("status")))
     return Status(nodes, None)
+
+
+@contextlib.contextmanager
+def _only_start(path: Path) -> Iterator[None]:
+    """Let one process at a time start: assembling may take a minute, and the folders are the same.
+
+    Raises `NodeError` where another one is at it. The lock ends with the process that holds it.
+    """
+    import fcntl  # not on Windows, where no node runs either
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise NodeError(
+                "another start is under way: wait for it, then see `titlecast node status`."
+            ) from error
+        yield
 
 
 def _folder() -> Path:
@@ -106,6 +131,12 @@ def _write_state(nodes: list[Node]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(state, indent=2) + "\n")
     temporary.replace(path)
+
+
+def _forget() -> None:
+    """Remove the state file, unless another start has written it meanwhile."""
+    if not _running_nodes():
+        _state_file().unlink(missing_ok=True)
 
 
 def _running_nodes() -> tuple[Node, ...]:

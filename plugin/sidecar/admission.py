@@ -25,8 +25,11 @@ _AGEING = 4.0
 # Of the time that a search has left, this much may pass in line; the rest is for the models.
 _WAITING_SHARE = 0.5
 _LONGEST_RETRY_SECONDS = 60
-# Of the last search in what is learnt from all of them.
+# Of the last search in what is learnt of how much of the passages is read.
 _WEIGHT = 0.1
+# What a token costs is learnt from about the last so many. By searches instead, small ones, whose
+# time is hardly their tokens', would soon have large ones taken to be many times as long.
+_MEMORY_TOKENS = 10_000
 
 
 class Work(NamedTuple):
@@ -114,7 +117,7 @@ class Line:
         self._clock = clock
         self._computed: set[_Place] = set()
         self._waiting: list[_Place] = []  # a few dozen: looked through as a whole
-        self._seconds_per_token: float | None = None  # of one search, beside the others
+        self._tokens = self._token_seconds = 0.0  # computed of late, each beside the others
         self._asked = self._read = 0.0  # tokens of passages, of late
 
     @property
@@ -136,9 +139,9 @@ class Line:
         """Learn what a token costs from a search that was computed."""
         if tokens <= 0:
             return
-        cost = seconds / tokens
-        known = self._seconds_per_token
-        self._seconds_per_token = cost if known is None else known + _WEIGHT * (cost - known)
+        kept = _MEMORY_TOKENS / (_MEMORY_TOKENS + tokens)
+        self._tokens = kept * self._tokens + tokens
+        self._token_seconds = kept * self._token_seconds + seconds
 
     def observe_passages(self, asked: int, read: int) -> None:
         """Learn how many of the tokens of passages that a search may read are read.
@@ -266,4 +269,4 @@ class Line:
         return min(_LONGEST_RETRY_SECONDS, max(1, math.ceil(self._wait(now, math.inf))))
 
     def _seconds(self, tokens: int) -> float:
-        return tokens * (self._seconds_per_token or 0.0)
+        return tokens * self._token_seconds / self._tokens if self._tokens else 0.0

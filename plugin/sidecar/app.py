@@ -164,7 +164,8 @@ class Sidecar:
     async def begin(self) -> None:
         """Load and warm the first models, and open the threads."""
         self._pool = ThreadPoolExecutor(self.settings.max_concurrent, "rerank")
-        await self._load()
+        async with self._reloading:  # what is asked for meanwhile is newer, and comes after
+            await self._load()
         if not self._leaving:
             self.metrics.ready.set(1)
 
@@ -257,6 +258,26 @@ class Sidecar:
         )
         return done
 
+    async def check_count(self, request: Request) -> None:
+        """Raise the 422 of a search with too many hits, before any of them is looked at."""
+        try:
+            body = await request.json()  # which FastAPI has parsed, and the request keeps
+        except (ValueError, RecursionError):  # no JSON by its Content-Type: refused as such
+            return
+        if not isinstance(body, dict):
+            return
+        most = self.settings.max_hits
+        for name, remedy in (
+            ("hits", "lower the pipeline's window"),
+            ("documents", "send fewer at a time"),
+        ):
+            if isinstance(entries := body.get(name), list) and len(entries) > most:
+                raise HTTPException(
+                    422,
+                    f"{name} has {len(entries)} entries, more than {most}: {remedy}, or raise "
+                    "TITLECAST_MAX_HITS",
+                )
+
     def refuse_unread(
         self, origin: Origin, length: int, deadline: float | None
     ) -> FullError | None:
@@ -346,12 +367,6 @@ class Sidecar:
         if not query.strip():
             raise HTTPException(422, "query is empty: send the words that the user searched for")
         _limit("query", len(query), settings.max_query_characters, "QUERY_CHARACTERS", "shorten it")
-        if len(hits) > settings.max_hits:
-            raise HTTPException(
-                422,
-                f"hits has {len(hits)} entries, more than {settings.max_hits}: lower the "
-                "pipeline's window, or raise TITLECAST_MAX_HITS",
-            )
         title, passage = settings.max_title_characters, settings.max_passage_characters
         for place, hit in enumerate(hits):
             if len(hit.title) <= title and len(hit.passage) <= passage:
@@ -466,7 +481,8 @@ def _add_watch(app: FastAPI, sidecar: Sidecar) -> None:
 def _add_searches(app: FastAPI, sidecar: Sidecar) -> None:
     refusals = (400, 408, 413, 422, 429, 499, 503)
     options: dict[str, Any] = {
-        "dependencies": [_KEY],
+        # The second reads the body before FastAPI does.
+        "dependencies": [_KEY, Depends(sidecar.check_count)],
         "openapi_extra": {"parameters": _PARAMETERS, **_OR_NONE},
     }
 
@@ -636,7 +652,8 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
         return error_response(
             path, 422, "the body is no JSON object: send one, with `Content-Type: application/json`"
         )
-    message = first["msg"][:1].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     remedy = ": send null where there is none" if first["type"] == "finite_number" else ""
     return error_response(path, 422, f"{field} cannot be used, {message}{remedy}")
 

@@ -6,13 +6,14 @@ is a passage without a title, or an object with `title` and `text`.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from plugin.sidecar.protocol import Count, Text
+from plugin.sidecar.protocol import Count, Text, mend
 from reranker.records import Hit, RerankResult
 
 # Passages that `cascade` reads where titles can choose them.
@@ -21,8 +22,42 @@ PASSAGE_DEPTH = 20
 _TITLE = "title"
 _TEXTS = ("text", "passage")
 
+# Far more than a document has; each is looked for in every document.
+_MOST_FIELDS = 100
+
 # Cohere has strings only; what else is flat comes back as it was.
-Document: TypeAlias = dict[Text, Text | bool | int | float | None]
+_Value: TypeAlias = str | bool | int | float | None
+
+_FLAT = {"additionalProperties": {"type": ["string", "boolean", "number", "null"]}}
+
+
+def _read_document(document: object) -> str | dict[str, _Value]:
+    """Check a document; the first fault is the only one that is told."""
+    if isinstance(document, str):
+        return mend(document)
+    if not isinstance(document, dict):
+        raise ValueError("give a string, or an object with `title` and `text`")
+    return {mend(name): _read_value(name, value) for name, value in document.items()}
+
+
+def _read_value(name: str, value: object) -> _Value:
+    if isinstance(value, str):
+        return mend(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"its field {name[:50]!r} is no finite number: send null there")
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise ValueError(
+        f"its field {name[:50]!r} is a list or an object: send its text, or leave it out"
+    )
+
+
+# Read by hand: of a type that may be several, pydantic's errors would name its own inside.
+Document: TypeAlias = Annotated[
+    str | dict[str, _Value],
+    PlainValidator(_read_document),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", **_FLAT}]}),
+]
 
 
 class CohereRequest(BaseModel):
@@ -33,7 +68,7 @@ class CohereRequest(BaseModel):
     # etr: titles only, passage: every passage, cascade: every title and the best passages.
     model: Literal["etr", "passage", "cascade"] = "cascade"
     query: Text
-    documents: list[Text | Document] = Field(min_length=1)
+    documents: list[Document] = Field(min_length=1, fail_fast=True)
     top_n: Count | None = Field(default=None, ge=1)
     return_documents: bool = Field(default=False, strict=True)
     # Of title and text together. The models' own windows are a limit in any case.
@@ -43,7 +78,9 @@ class CohereRequest(BaseModel):
 class CohereV1Request(CohereRequest):
     """A search of version 1."""
 
-    rank_fields: list[Text] | None = Field(default=None, min_length=1)
+    rank_fields: list[Text] | None = Field(
+        default=None, min_length=1, max_length=_MOST_FIELDS, fail_fast=True
+    )
 
 
 class CohereResult(BaseModel):
@@ -159,9 +196,7 @@ def _relevance(model: str, score: float) -> float:
     return min(max((score - 1) / 2, 0.0), 1.0)
 
 
-def _hit(
-    place: int, document: str | Document, fields: Sequence[str] | None, titles_only: bool
-) -> Hit:
+def _hit(place: int, document: Document, fields: Sequence[str] | None, titles_only: bool) -> Hit:
     if isinstance(document, str):
         return Hit(str(place), document) if titles_only else Hit(str(place), "", document)
     if fields is None:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -106,9 +107,16 @@ class SidecarProcess:
         return " | ".join(line.strip() for line in lines[-_LOG_LINES:]) or "nothing"
 
 
-def ask_health(host: str, port: int, seconds: float = 2.0) -> str | None:
-    """Give the name of the models of the sidecar that answers at an address; None for none."""
+def ask_health(host: str, port: int, seconds: float = 2.0, tls: bool = False) -> str | None:
+    """Give the name of the models of the sidecar that answers at an address; None for none.
+
+    With `tls` whatever certificate it has is taken.
+    """
     connection = http.client.HTTPConnection(host, port, timeout=seconds)
+    if tls:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
     try:
         connection.request("GET", "/readyz")
         answer = json.loads(connection.getresponse().read(100_000))

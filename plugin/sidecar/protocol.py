@@ -10,10 +10,15 @@ from typing import Annotated, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
-def _mend(text: object) -> object:
-    if not isinstance(text, str) or text.isascii():  # which Python knows without looking
+def mend(text: str) -> str:
+    """Put question marks where UTF-8 cannot write what JSON's escapes have written."""
+    if text.isascii():  # which Python knows without looking
         return text
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _mend(text: object) -> object:
+    return mend(text) if isinstance(text, str) else text
 
 
 # JSON's escapes can write half a surrogate pair, which UTF-8 cannot: it becomes a question mark.
@@ -53,7 +58,8 @@ class RerankRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     query: Text
-    hits: list[WireHit]
+    # A record of each bad one would take a thousand times the memory of a small body.
+    hits: list[WireHit] = Field(fail_fast=True)
     passage_depth: Count = Field(default=20, ge=0)  # 0: titles only
     deadline_ms: Number | None = Field(default=None, gt=0)  # time the caller still has
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -27,10 +30,15 @@ class Server(uvicorn.Server):
 
     The first SIGTERM makes it unready and ends it after `drain_seconds`, in which searches are
     answered still; what is under way then is finished. SIGINT, or a second SIGTERM, ends it
-    without that delay. SIGHUP loads models and TLS certificates anew.
+    without that delay. SIGHUP loads models and TLS certificates anew. Without `signals` it heeds
+    none of them.
+
+    `leave`, `end` and `reload` only note what they are called for, and the loop acts on it at its
+    next tick: a signal may have interrupted whoever holds the lock of a number or of the log, and
+    may come before there is a loop. Other threads may call them for the same reason.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, signals: bool = True) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -47,48 +55,77 @@ class Server(uvicorn.Server):
                 **settings.ssl_options(),
             )
         )
-        self._sidecar: Sidecar = app.state.sidecar
+        self.sidecar: Sidecar = app.state.sidecar
         self._settings = settings
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signals = signals
+        self._to_leave = self._to_reload = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    def leave(self) -> None:
+        """End after `drain_seconds`, in which searches are answered still."""
+        if self._settings.drain_seconds:
+            self._to_leave = True
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """End as soon as what is under way is finished."""
+        self.should_exit = True
+
+    def reload(self) -> None:
+        """Load models and certificates anew, beside the searches."""
+        self._to_reload = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listen to signals, from before the first models are loaded."""
+        if not self._signals or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        with super().capture_signals():
+            if hasattr(signal, "SIGHUP"):
+                signal.signal(signal.SIGHUP, lambda *_: self.reload())
+            yield
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Begin to answer; who was told to leave before that need not begin."""
+        if self.config.is_ssl:
+            # uvicorn does not hand it on, and asyncio would wait for a minute.
+            loop, seconds = asyncio.get_running_loop(), self._settings.read_seconds
+            create = functools.partial(loop.create_server, ssl_handshake_timeout=seconds)
+            loop.create_server = create  # type: ignore[method-assign]
         await super().startup(sockets)
-        loop = self._loop = asyncio.get_running_loop()
-        main = threading.current_thread() is threading.main_thread()
-        if main and hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self.should_exit |= self._to_leave
 
     async def on_tick(self, counter: int) -> bool:
-        """Go on, or end where the first models could not be loaded."""
-        return await super().on_tick(counter) or self._sidecar.failure is not None
+        """Do what was asked since the last; end where the first models could not be loaded."""
+        if self._to_reload:
+            self._to_reload = False
+            self._reload()
+        if self._to_leave and not self.sidecar.leaving:
+            self._drain()
+        return await super().on_tick(counter) or self.sidecar.failure is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse what comes now, finish what is under way."""
-        self._sidecar.close()
+        self.sidecar.close()
         await super().shutdown(sockets)
         for task in self._tasks:
             task.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Act on SIGTERM and SIGINT; unlike uvicorn's own, the process then ends with status 0."""
-        if sig != signal.SIGTERM or self._sidecar.leaving or not self._settings.drain_seconds:
-            if self.should_exit and sig == signal.SIGINT:
-                self.force_exit = True
-            self.should_exit = True
+        if sig == signal.SIGTERM and not self._to_leave:
+            self.leave()
             return
-        self._sidecar.leave()
-        if self._loop is None:  # not even started
-            self.should_exit = True
-        else:
-            self._loop.call_soon_threadsafe(self._drain)
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.end()
 
-    def reload(self) -> None:
-        """Load models and certificates anew, beside the searches."""
+    def _reload(self) -> None:
         _log.info("reloading")
         self._reload_certificate()
-        self._tasks.add(task := asyncio.ensure_future(self._sidecar.reload()))
+        self._tasks.add(task := asyncio.ensure_future(self.sidecar.reload()))
         task.add_done_callback(self._tasks.discard)
 
     def _reload_certificate(self) -> None:
@@ -105,6 +142,7 @@ class Server(uvicorn.Server):
             _log.info("the certificate was read anew")
 
     def _drain(self) -> None:
+        self.sidecar.leave()
         seconds = self._settings.drain_seconds
         _log.info("stopping in %g s: no longer ready, searches are answered still", seconds)
         asyncio.get_running_loop().call_later(seconds, setattr, self, "should_exit", True)

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import os
 import ssl
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
-from pydantic_settings import SettingsError as _SourceError
+from dotenv.parser import parse_stream
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from plugin.sidecar.keys import Keys
 from reranker.runtime import usable_cores
 
 PREFIX = "TITLECAST_"
+# Whoever gives these means to keep somebody out: empty ones are no oversight to be passed over.
+_NEVER_EMPTY = ("api_key", "api_key_file")
 
 
 class SettingsError(ValueError):
     """A setting that cannot be; the text names it and the remedy."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """What the sidecar listens to, runs and refuses.
 
-    Every field is read from the variable of its name, `TITLECAST_MAX_HITS` for `max_hits`, unless
-    it is given; make one with `load_settings`.
+    `load_settings` reads every field from the variable of its name, `TITLECAST_MAX_HITS` for
+    `max_hits`, unless it is given.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_ignore_empty=True,
+    model_config = ConfigDict(
         frozen=True,
         hide_input_in_errors=True,  # one of them is the key
-        extra="forbid",  # a misspelt name in a file
+        extra="forbid",
     )
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -135,30 +143,63 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
     The file (`config`, or what TITLECAST_CONFIG names) has lines like the environment's,
     `TITLECAST_PORT=8900`. Raises `SettingsError` for the first that cannot be.
     """
+    environ = _settings_of({name.upper(): text for name, text in os.environ.items()})
     if config is None and os.environ.get(f"{PREFIX}CONFIG"):
         config = Path(os.environ[f"{PREFIX}CONFIG"])
+    filed = {} if config is None else _settings_of(_read_file(config))
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        if config is not None:
-            config.read_text("utf-8")  # a missing one would be passed over
-            given["_env_file"] = config
-        return Settings(**given)
+        return Settings(**{**filed, **environ, **given})
     except ValidationError as error:
         raise SettingsError(_sentence(error)) from error
-    except (OSError, UnicodeDecodeError, _SourceError) as error:
+
+
+def _settings_of(variables: dict[str, str]) -> dict[str, str]:
+    """Find the fields that variables give; empty ones, as compose files leave them, do not."""
+    named = {name: variables.get(f"{PREFIX}{name.upper()}") for name in Settings.model_fields}
+    for name in _NEVER_EMPTY:
+        if named[name] == "":
+            raise SettingsError(
+                f"{PREFIX}{name.upper()} is empty, and would let everybody in: fill it in, or take "
+                "it out"
+            )
+    return {name: text for name, text in named.items() if text}
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    """Read a file of settings, by their whole names.
+
+    Raises `SettingsError` for a line that gives none, without what is in it: it may be a key.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
-            f"the settings file {config} cannot be read: name a text file with lines like "
+            f"the settings file {path} cannot be read: name a text file with lines like "
             f"{PREFIX}PORT=8900"
         ) from error
+    found = {}
+    for line in parse_stream(io.StringIO(text)):
+        read = line.original.string  # from the end of the line before on, empty ones with it
+        empty = read[: len(read) - len(read.lstrip())].count("\n")
+        where = f"line {line.original.line + empty} of the settings file {path}"
+        if line.error or (line.key is not None and line.value is None):
+            raise SettingsError(f"{where} cannot be read: write it like {PREFIX}PORT=8900")
+        if line.key is None or line.value is None:  # a comment
+            continue
+        name = line.key.upper()
+        if not name.startswith(PREFIX):
+            raise SettingsError(f"{where} gives no setting: their names begin with {PREFIX}")
+        if name.removeprefix(PREFIX).lower() not in Settings.model_fields:
+            raise SettingsError(f"there is no setting {name}: check its spelling in {where}")
+        found[name] = line.value
+    return found
 
 
 def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     if not first["loc"]:  # said by the settings themselves
         return first["msg"].removeprefix("Value error, ")
-    name = str(first["loc"][0]).upper()
-    name = name if name.startswith(PREFIX) else f"{PREFIX}{name}"
-    if first["type"] == "extra_forbidden":
-        return f"there is no setting {name}: check its spelling"
+    name = f"{PREFIX}{str(first['loc'][0]).upper()}"
     message = first["msg"][:1].lower() + first["msg"][1:]
     return f"the setting {name} cannot be used: {message}"

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from plugin.sidecar.metrics import (
@@ -26,6 +26,10 @@ from plugin.sidecar.metrics import (
 )
 
 _log = logging.getLogger(__name__)
+
+# What a worker is told by way of its standard input, a byte each: signals would be lost on one that
+# does not listen yet, and reach it twice where a supervisor sends them to a whole group.
+RELOAD, LEAVE, END = b"rle"
 
 _TICK_SECONDS = 0.1
 _REFUSED = (1, 2)  # statuses of a worker that said why it cannot start
@@ -59,19 +63,20 @@ class Workers:
     Before any has been ready, one that says that it cannot start ends all: neither could the
     others. From then on whichever ends is replaced, and its replacement too where that cannot
     start, ever more seldom; those that serve go on, and have all searches until it is ready.
-    SIGTERM and SIGINT end all, SIGHUP is passed on.
+    SIGTERM and SIGINT end all, SIGHUP has all load their models anew. The workers themselves heed
+    no signals, only what they are told.
     """
 
     def __init__(self, command: Sequence[str], listener: socket.socket, count: int) -> None:
-        self._command = [*command, "--inherit", str(listener.fileno()), "--until-eof"]
+        self._command = [*command, "--inherit", str(listener.fileno())]
         self._listener = listener
         self._places = [_Place() for _ in range(count)]
         self._served = False  # some worker was ready once
-        self._stop: signal.Signals | None = None
+        self._stop: int | None = None  # how all end: `LEAVE` or `END`
 
     def stop(self) -> None:
         """End all; from any thread."""
-        self._stop = signal.SIGINT
+        self._stop = END
 
     def run(self, grace_seconds: float) -> int:
         """Serve until a signal comes; 0, or the status of a worker that could not start.
@@ -81,7 +86,7 @@ class Workers:
         handlers: dict[signal.Signals, Callable[..., None]] = {
             signal.SIGTERM: self._end,
             signal.SIGINT: self._end,
-            signal.SIGHUP: lambda *_: self._tell(signal.SIGHUP),
+            signal.SIGHUP: lambda *_: self._tell(RELOAD),
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         with tempfile.TemporaryDirectory(prefix="titlecast-metrics-") as numbers:
@@ -102,12 +107,12 @@ class Workers:
                 now = time.monotonic()
                 if place.process is None:
                     if now >= place.due and self._stop is None:
-                        place.process = self._start(numbers, number)
-                        place.begun = now
+                        self._fill(place, numbers, number, now)
                 elif place.process.poll() is not None:
                     process, status = place.process, place.process.returncode
                     _close(process)
-                    forget_dead(numbers, number)
+                    with contextlib.suppress(OSError):  # where no file can be opened
+                        forget_dead(numbers, number)
                     if status in _REFUSED and not self._served:
                         place.process = None
                         return status
@@ -123,6 +128,21 @@ class Workers:
             time.sleep(_TICK_SECONDS)
         return 0
 
+    def _fill(self, place: _Place, numbers: Path, number: int, now: float) -> None:
+        place.begun = now
+        try:
+            place.process = self._start(numbers, number)
+        except OSError as error:  # out of processes, memory or open files, as a system may be
+            if not self._served:
+                raise
+            wait = place.end(now)
+            _log.error(
+                "no worker could be started (%s): the others go on, the next try is in %g s",
+                error.strerror or error,
+                wait,
+                extra={"place": number, "wait_seconds": wait},
+            )
+
     def _start(self, numbers: Path, number: int) -> subprocess.Popen[bytes]:
         # Where others serve, searches are theirs until this one can answer any.
         first = ["--load-first"] if any_ready(numbers) else []
@@ -131,11 +151,11 @@ class Workers:
             stdin=subprocess.PIPE,
             pass_fds=[self._listener.fileno()],
             env={**os.environ, MULTIPROCESS: str(numbers), PLACE: str(number)},
-            start_new_session=True,  # Ctrl-C in the terminal is passed on by us, once
+            start_new_session=True,  # Ctrl-C in the terminal is for us to pass on
         )
 
     def _finish(self, grace_seconds: float) -> None:
-        self._tell(self._stop or signal.SIGTERM)
+        self._tell(self._stop or LEAVE)
         limit = time.monotonic() + grace_seconds
         for process in self._running():
             try:
@@ -145,18 +165,19 @@ class Workers:
                 process.wait()
             _close(process)
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _tell(self, order: int) -> None:
         for process in self._running():
-            if process.poll() is None:
-                process.send_signal(number)
+            if process.poll() is None and process.stdin:
+                with contextlib.suppress(OSError):  # it has ended just now
+                    os.write(process.stdin.fileno(), bytes([order]))
 
     def _running(self) -> list[subprocess.Popen[bytes]]:
         return [place.process for place in self._places if place.process is not None]
 
     def _end(self, number: int, _: object) -> None:
         if self._stop is not None:  # asked twice: without a delay
-            self._tell(signal.SIGINT)
-        self._stop = signal.Signals(number)
+            self._tell(END)
+        self._stop = LEAVE if number == signal.SIGTERM and self._stop is None else END
 
 
 def worker_command(options: Sequence[str]) -> list[str]:
@@ -164,15 +185,17 @@ def worker_command(options: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "plugin.cli.main", "serve", *options]
 
 
-def stop_at_eof(stop: Callable[[], None]) -> None:
-    """Call `stop` when standard input ends."""
+def follow_stdin(end: Callable[[], None], orders: Mapping[int, Callable[[], None]] = {}) -> None:
+    """Call what `orders` has for each byte of standard input, and `end` when that ends."""
 
-    def wait() -> None:
-        while os.read(0, 4096):  # not by sys.stdin, whose lock would be held when all ends
-            pass
-        stop()
+    def follow() -> None:
+        while read := os.read(0, 4096):  # not by sys.stdin, whose lock would be held when all ends
+            for order in read:
+                if act := orders.get(order):
+                    act()
+        end()
 
-    threading.Thread(target=wait, name="eof", daemon=True).start()
+    threading.Thread(target=follow, name="stdin", daemon=True).start()
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:

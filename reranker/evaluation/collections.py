@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -128,23 +131,18 @@ class Collection:
         A page's text is its first passage. Passages without a title are left out; a query
         whose relevant passages all lack one is no longer judged.
         """
-        title_of = {key: page.title for key, page in self.corpus.items() if page.title}
+        page_of = {key: page for key, one in self.corpus.items() if (page := _page(one)).title}
         gold = [
             GoldQuery(
                 query,
                 tuple(
-                    frozenset(title_of[key] for key in pages if key in title_of)
-                    for pages in self.gold_sets.get(query.id, ())
+                    frozenset(page_of[key].id for key in documents if key in page_of)
+                    for documents in self.gold_sets.get(query.id, ())
                 ),
             )
             for query in self.queries
         ]
-        pages = (
-            Document(document.title, document.title, document.text)
-            for document in self.corpus.values()
-            if document.title
-        )
-        return Collection.from_gold_sets(f"{self.name}, pages", gold, pages)
+        return Collection.from_gold_sets(f"{self.name}, pages", gold, page_of.values())
 
 
 def read_collection(
@@ -171,7 +169,7 @@ def read_collection(
         reader = read_kilt if format == "kilt" else read_hover
         gold = list(reader(path))
         titles = (page for record in gold for pages in record.gold_sets for page in sorted(pages))
-        documents = [Document(d.title, d.title, d.text) for d in extra if d.title]
+        documents = [page for document in extra if (page := _page(document)).title]
         documents.extend(Document(title, title) for title in titles)
         return Collection.from_gold_sets(path.stem, gold, documents)
     if format == "beir":
@@ -183,7 +181,9 @@ def read_collection(
         topics, set_name = _choose(path, ("*queries*.tsv*", "*topics*"), name, "queries")
         qrels_path, _ = _choose(path, ("*qrels*",), name, "qrels")
         own_files = sorted([*path.glob("collection*.tsv*"), *path.glob("*docs*.tsv*")])
-        documents = [document for file in own_files for document in read_corpus(file)]
+        # MS MARCO's msmarco-docs-lookup.tsv says at which byte of the other file a document is.
+        texts = [file for file in own_files if "lookup" not in file.name]
+        documents = [document for file in texts for document in read_corpus(file)]
         queries, judgements = read_topics(topics), read_qrels(qrels_path)
     else:
         raise ValueError(f"There is no format {format!r}; choose one of {', '.join(FORMATS)}.")
@@ -196,8 +196,15 @@ def guess_format(path: Path) -> str:
     if path.is_dir():
         if list(path.glob("*queries.jsonl*")):
             return "beir"
-        return "msmarco" if list(path.glob("*queries*.tsv*")) else "trec"
-    first = next(_json_lines(path), {})
+        if list(path.glob("*queries*.tsv*")):
+            return "msmarco"
+        if list(path.glob("*topics*")):
+            return "trec"
+        raise ValueError(
+            f"{path} holds no queries; give a BEIR folder, a KILT or HoVer file, or an MS MARCO or "
+            "TREC folder with *queries*.tsv or *topics*."
+        )
+    first = _first(path)
     if "output" in first:
         return "kilt"
     if "supporting_facts" in first:
@@ -218,7 +225,7 @@ def read_corpus(path: Path) -> Iterator[Document]:
     if ".tsv" in path.suffixes:
         yield from _tsv_corpus(path)
         return
-    first = next(_json_lines(path), {})
+    first = _first(path)
     if "output" in first or "supporting_facts" in first:
         reader = read_kilt if "output" in first else read_hover
         for record in reader(path):
@@ -226,19 +233,20 @@ def read_corpus(path: Path) -> Iterator[Document]:
                 yield from (Document(title, title) for title in sorted(pages))
     elif "wikipedia_title" in first:
         for page in _json_lines(path):
-            paragraphs = [text.strip() for text in page.get("text") or []]
+            paragraphs = [page.as_text(text, "text").strip() for text in page.list_of("text")]
             text = next((text for text in paragraphs[1:] if text), "")
-            yield Document(str(page["wikipedia_id"]), page["wikipedia_title"].strip(), text)
+            yield Document(
+                page.text("wikipedia_id"), page.optional("wikipedia_title").strip(), text
+            )
     else:
-        for document in _json_lines(path):
-            key = str(_field(document, "_id", path))
-            yield Document(key, document.get("title") or "", document.get("text") or "")
+        for one in _json_lines(path):
+            yield Document(one.text("_id"), one.optional("title"), one.optional("text"))
 
 
 def read_beir_queries(path: Path) -> Iterator[Query]:
     """Read BEIR queries: JSON Lines with `_id` and `text`."""
     for record in _json_lines(path):
-        yield Query(str(_field(record, "_id", path)), str(_field(record, "text", path)))
+        yield Query(record.text("_id"), record.text("text"))
 
 
 def read_qrels(path: Path) -> Iterator[Judgement]:
@@ -250,12 +258,16 @@ def read_qrels(path: Path) -> Iterator[Judgement]:
             if not line.strip() or (number == 1 and columns[-1] == "score"):
                 continue
             try:
-                query_id, *_, document_id, relevance = columns
-                yield Judgement(query_id, document_id, int(float(relevance)))
+                query_id, *iteration, document_id, relevance = columns
+                value = float(relevance)
             except ValueError:
+                value = math.nan
+            if not value.is_integer() or len(iteration) > 1:
                 raise ValueError(
-                    f"{path}, line {number}: expected query id, document id and relevance."
-                ) from None
+                    f"{path}, line {number}: expected query id, document id and relevance, a whole "
+                    "number, between tabs where ids hold blanks."
+                )
+            yield Judgement(query_id, document_id, int(value))
 
 
 def read_kilt(path: Path, page_key: str = "title") -> Iterator[GoldQuery]:
@@ -267,22 +279,31 @@ def read_kilt(path: Path, page_key: str = "title") -> Iterator[GoldQuery]:
     among the sets to be found.
     """
     for record in _json_lines(path):
-        query = Query(str(_field(record, "id", path)), str(_field(record, "input", path)))
-        outputs = record.get("output") or []
+        outputs = [record.inside(output, "output") for output in record.list_of("output") if output]
         gold_sets = [
-            frozenset(str(page[page_key]).strip() for page in pages if page.get(page_key))
+            frozenset(
+                page
+                for one in output.list_of("provenance")
+                if (page := output.inside(one, "provenance").optional(page_key).strip())
+            )
             for output in outputs
-            if output and (pages := output.get("provenance")) is not None
+            if output.fields.get("provenance") is not None
         ]
+        query = Query(record.text("id"), record.text("input"))
         yield GoldQuery(query, tuple(dict.fromkeys(gold_sets)))
 
 
 def read_hover(path: Path) -> Iterator[GoldQuery]:
     """Read HoVer claims; the titles of all supporting facts are one gold set."""
     for record in _json_lines(path):
-        query = Query(str(_field(record, "uid", path)), str(_field(record, "claim", path)))
-        facts = _field(record, "supporting_facts", path)
-        yield GoldQuery(query, (frozenset(str(fact[0]).strip() for fact in facts),))
+        query = Query(record.text("uid"), record.text("claim"))
+        facts = record.needed("supporting_facts")
+        if not isinstance(facts, list) or not all(isinstance(f, list) and f for f in facts):
+            raise ValueError(
+                f"{record.place}: 'supporting_facts' is not a list of [title, sentence]; mend it."
+            )
+        titles = frozenset(record.as_text(title, "title").strip() for title, *_ in facts)
+        yield GoldQuery(query, (titles,))
 
 
 def read_topics(path: Path) -> Iterator[Query]:
@@ -309,11 +330,20 @@ def read_topics(path: Path) -> Iterator[Query]:
         yield Query(key.strip(), words.strip())
 
 
-def open_text(path: Path) -> IO[str]:
-    """Open a UTF-8 text file, unpacking `.gz` on the way."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
+@contextmanager
+def open_text(path: Path) -> Iterator[IO[str]]:
+    """Open a UTF-8 text file, unpacking `.gz` on the way; a byte order mark is left out.
+
+    Raises ValueError, with the file's name, where it turns out not to be one.
+    """
+    unpack = gzip.open if path.suffix == ".gz" else open
+    try:
+        with unpack(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            yield file
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; convert it to UTF-8.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise ValueError(f"{path} is not a whole gzip file; fetch it again.") from None
 
 
 def _tsv_corpus(path: Path) -> Iterator[Document]:
@@ -371,27 +401,76 @@ def _choose(
     return found[0], name or ""
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+class _Record(NamedTuple):
+    """One object of a JSON Lines file, and where it stands in it.
+
+    What is asked of it raises ValueError, with the place, where it holds something else.
+    """
+
+    fields: dict[str, Any]
+    place: str
+
+    def needed(self, name: str) -> Any:
+        """A field that has to be there, and not null."""
+        if self.fields.get(name) is None:
+            raise ValueError(
+                f"{self.place} lacks {name!r}; mend it, or choose the file's format with --format."
+            )
+        return self.fields[name]
+
+    def text(self, name: str) -> str:
+        """A text or number that has to be there."""
+        return self.as_text(self.needed(name), name)
+
+    def optional(self, name: str) -> str:
+        """A field that may be missing or null: then it is empty."""
+        return self.as_text(self.fields.get(name), name)
+
+    def list_of(self, name: str) -> list[Any]:
+        """A field's list; empty where it is missing or null."""
+        found = self.fields.get(name)
+        if not isinstance(found, list | None):
+            raise ValueError(f"{self.place}: {name!r} is not a list; mend the file.")
+        return found or []
+
+    def inside(self, value: Any, name: str) -> _Record:
+        """An object that a field's list holds."""
+        if not isinstance(value, dict):
+            raise ValueError(f"{self.place}: {name!r} holds {value!r:.40}, not an object; mend it.")
+        return _Record(value, self.place)
+
+    def as_text(self, value: Any, name: str) -> str:
+        """A value of a field: a text, a number or null."""
+        if value is None:
+            return ""
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise ValueError(f"{self.place}: {name!r} is not a text; mend the file.")
+        return str(value)
+
+
+def _json_lines(path: Path) -> Iterator[_Record]:
     with open_text(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
                 raise ValueError(f"{path}, line {number} is not a JSON object; mend the file.")
-            yield cast("dict[str, Any]", record)
+            yield _Record(record, f"{path}, line {number}")
 
 
-def _field(record: dict[str, Any], field: str, path: Path) -> Any:
-    try:
-        return record[field]
-    except KeyError:
-        raise ValueError(
-            f"{path}: a record lacks {field!r}; choose the file's format with --format."
-        ) from None
+def _first(path: Path) -> dict[str, Any]:
+    """The fields of a file's first record, which tell its format; none in an empty file."""
+    return next((record.fields for record in _json_lines(path)), {})
+
+
+def _page(document: Document) -> Document:
+    """The page that a passage is of, known by its title without blanks at its ends, as in KILT."""
+    title = document.title.strip()
+    return Document(title, title, document.text)
 
 
 def _by_id(documents: Iterable[Document]) -> dict[str, Document]:

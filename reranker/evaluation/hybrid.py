@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,8 +27,6 @@ Queries = Callable[[Sequence[str]], NDArray[np.float32]]  # n texts -> (n, dimen
 
 class Encoder(Protocol):
     """What makes vectors, as `reranker.dual.DualEncoder` does."""
-
-    name: str
 
     def encode_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """Vectors (n, dimensions) of length 1."""
@@ -142,27 +143,52 @@ def kept_vectors(
     path: Path | None,
     corpus: Mapping[str, Document],
     encoder: Encoder,
+    model: str,
     progress: Callable[[int], None] = lambda done: None,
 ) -> NDArray[np.float32]:
     """Read the vectors of a corpus from a file, or make them and write it.
 
-    Raises ValueError where the file was made by another model or of another corpus.
+    `model` is a hash of the encoder's files. Raises ValueError where the file was made by
+    another model or of other documents, or holds something else.
     """
     if path is None:
         return encode_corpus(corpus, encoder, progress)
+    documents = _hash(corpus)
     if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
-            if kept["model"].item() != encoder.name or kept["ids"].tolist() != list(corpus):
-                raise ValueError(
-                    f"{path} holds vectors of another model or corpus; give another --vectors"
-                )
-            found: NDArray[np.float32] = kept["vectors"]
-            return found
+        found, *made_of = _read_vectors(path)
+        if made_of != [model, documents]:
+            raise ValueError(
+                f"{path} holds vectors of another model or of other documents or texts; "
+                "give another --vectors, or remove the file."
+            )
+        return found
     vectors = encode_corpus(corpus, encoder, progress)
     part = path.with_name(f"{path.name}.tmp.npz")
-    np.savez(part, vectors=vectors, ids=np.array(list(corpus)), model=np.array(encoder.name))
+    np.savez(part, vectors=vectors, model=np.array(model), documents=np.array(documents))
     part.replace(path)
     return vectors
+
+
+def _read_vectors(path: Path) -> tuple[NDArray[np.float32], str, str]:
+    """The vectors of a file with the hashes of the model and of the documents they are of."""
+    try:
+        # numpy reads more than its archives: single arrays, and it looks for pickles in the rest.
+        if not zipfile.is_zipfile(path):
+            raise ValueError
+        with np.load(path, allow_pickle=False) as kept:
+            return kept["vectors"], str(kept["model"]), str(kept["documents"])
+    except (KeyError, ValueError, zipfile.BadZipFile):
+        raise ValueError(
+            f"{path} holds no vectors that can be read; give another --vectors, or remove the file."
+        ) from None
+
+
+def _hash(corpus: Mapping[str, Document]) -> str:
+    """A hash of ids, titles and texts in their order, which is that of the vectors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for document in corpus.values():
+        digest.update(json.dumps(document).encode())
+    return digest.hexdigest()
 
 
 def _graph(vectors: NDArray[np.float32]) -> Any:

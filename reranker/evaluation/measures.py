@@ -106,8 +106,8 @@ def measure_rankings(
 
     Order alone counts: ir-measures gets ranks, so equal scores do not change what is measured.
 
-    Raises ValueError for a measure that does not exist, ImportError for one that needs
-    ir-measures where it is not installed.
+    Raises ValueError for a measure that does not exist or cannot be calculated, ImportError for
+    one that needs ir-measures where it is not installed.
     """
     values: dict[str, NDArray[np.float64]] = {}
     for name in measures:
@@ -218,26 +218,38 @@ def _ir_measures(
         raise ImportError(
             "Measuring needs ir-measures; `pip install 'titlecast[train]'`."
         ) from None
-    parsed = {_parse(name): name for name in names}
+    parsed = {name: _parse(name) for name in names}  # several names may be of one measure
     position = {query: number for number, query in enumerate(queries)}
     run = {
         query: {key: float(-rank) for rank, key in enumerate(_distinct(rankings.get(query, ())))}
         for query in queries
     }
     judged = {query: dict(qrels[query]) for query in queries if qrels.get(query)}
-    values = {name: np.zeros(len(queries)) for name in names}
-    if judged:
-        for metric in ir_measures.iter_calc(list(parsed), judged, run):
-            values[parsed[metric.measure]][position[metric.query_id]] = metric.value
-    return values
+    values = {measure: np.zeros(len(queries)) for measure in parsed.values()}
+    try:
+        metrics = list(ir_measures.iter_calc(list(values), judged, run)) if judged else []
+    except Exception as error:  # of whatever package or program calculates it
+        # ir-measures' own errors say which package is missing.
+        reason = f": {' '.join(str(error).split())}" if isinstance(error, ValueError) else ""
+        raise ValueError(
+            f"{', '.join(names)} cannot be calculated here{reason}; choose other measures."
+        ) from error
+    for metric in metrics:
+        values[metric.measure][position[metric.query_id]] = metric.value
+    return {name: values[measure] for name, measure in parsed.items()}
 
 
 def _parse(name: str) -> Any:
     import ir_measures
 
     try:
-        return ir_measures.parse_measure(name)
-    except (NameError, ValueError, SyntaxError):
+        measure = ir_measures.parse_measure(name)
+        measure.validate_params()
+        # A cutoff of 0 ends the whole process in trec_eval.
+        if measure.params.get("cutoff", 1) < 1:
+            raise ValueError
+        return measure
+    except (NameError, ValueError, SyntaxError, AssertionError):
         raise ValueError(
             f"There is no measure {name!r}; use names like nDCG@10, RR@10, AP, R@100, "
             "KILT-Rprec or KILT-R@5."

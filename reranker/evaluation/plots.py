@@ -10,17 +10,19 @@ from typing import Any
 from reranker.evaluation.reports import DepthPoint
 
 
-def require_matplotlib() -> None:
-    """Raise ImportError, with the remedy, where matplotlib is not installed.
+def require_drawable(path: Path) -> None:
+    """Raise ImportError without matplotlib, ValueError for a suffix that it does not draw.
 
     For calling before hours of work whose last step is the picture.
     """
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib import backend_bases
     except ImportError:
         raise ImportError(
             "Drawing needs matplotlib; `pip install 'titlecast[train]'`, or leave out --plot."
         ) from None
+    if path.suffix[1:].lower() not in backend_bases.FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(f"{path} names no kind of picture; end it with .png, .svg or .pdf.")
 
 
 def draw_depths(path: Path, points: Sequence[DepthPoint], measure: str, title: str) -> None:
@@ -28,11 +30,11 @@ def draw_depths(path: Path, points: Sequence[DepthPoint], measure: str, title: s
 
     The file's suffix chooses the format (png, svg, pdf).
 
-    Raises ImportError without matplotlib, ValueError without points.
+    Raises ImportError without matplotlib, ValueError without points or for another suffix.
     """
     if not points:
         raise ValueError("There are no depths to draw; sweep at least one.")
-    require_matplotlib()
+    require_drawable(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -59,11 +61,12 @@ def draw_curves(path: Path, logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     """Draw trainings' logs: loss, smoothed, and dev quality against steps.
 
     A log's lines hold `step` and `loss`, and where the dev split was looked at `alone`, `fused`
-    and `first`. Raises ImportError without matplotlib, ValueError without a line.
+    and `first`. Raises ImportError without matplotlib, ValueError without a line or for a suffix
+    that is none of a picture.
     """
     if not any(logs.values()):
         raise ValueError("There is nothing to draw: no step was logged yet.")
-    require_matplotlib()
+    require_drawable(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -145,7 +145,7 @@ def by_title(scorer: TitleScorer) -> Reranker:
 def by_passage(scorer: PassageScorer, depth: int | None = None) -> Reranker:
     """Rerank the first `depth` hits (default: all) by the passage stage's logits alone.
 
-    The others follow in the order they had.
+    The others follow in the order they had; their scores say no more than that.
     """
 
     def reranker(query: str, hits: list[Hit]) -> Ranking:

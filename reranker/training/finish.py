@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from reranker.coverage import Coverage
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import read_collection
 from reranker.evaluation.contamination import FILE
@@ -144,6 +145,7 @@ class Window:
         first: NDArray[np.float64],
         gold: NDArray[np.bool_],
         named: NDArray[np.float64] | None = None,
+        coverage: NDArray[np.float64] | None = None,
     ) -> None:
         self.title = title  # (n,)
         self.passage = passage  # (n,), NaN where it was not scored
@@ -151,6 +153,8 @@ class Window:
         self.gold = gold  # (n,)
         # (n, n): which hits each hit's passage names, see `Names.named_by`; None: none names any.
         self.named = np.zeros((len(gold), len(gold))) if named is None else named
+        # (n,): the share of the query's words that each hit holds, see `Coverage`.
+        self.coverage = np.zeros(len(gold)) if coverage is None else coverage
 
 
 def score_windows(
@@ -172,6 +176,7 @@ def score_windows(
     """
     found: dict[str, list[Window]] = {}
     engines: dict[tuple[str, bool], BM25] = {}
+    covers = Coverage(passage.tokenizer.vocabulary)
     for source in recipe.data.sources:
         pages = source.format in ("kilt", "hover")
         corpora = [data / path for path in recipe.data.corpora] if pages else []
@@ -193,15 +198,19 @@ def score_windows(
             first = standardise(np.array([score for _, score in window], dtype=np.float64))
             read = np.full(len(window), np.nan)
             named = np.zeros((len(window), len(window)))
+            coverage = np.zeros(len(window))
             if not pages:
-                best = np.argsort(-(standardise(logits) + first), kind="stable")[:depth]
+                coverage = covers.of(query.text, [f"{d.title} {d.text}" for d in documents])
+                promise = standardise(logits) + first + standardise(coverage)
+                best = np.argsort(-promise, kind="stable")[:depth]
                 read[best] = passage.score(
                     query.text, [titles[i] for i in best], [documents[i].text for i in best]
                 )
                 names = Names(query.text, titles)
                 for i in best:
                     named[i] = names.named_by(i, documents[i].text)
-            found.setdefault(collection.name, []).append(Window(logits, read, first, gold, named))
+            scored = Window(logits, read, first, gold, named, coverage)
+            found.setdefault(collection.name, []).append(scored)
         log.info("%s: %d windows", collection.name, len(found.get(collection.name, [])))
     return without_small(found)
 
@@ -231,14 +240,23 @@ def fit_fusion(windows: dict[str, list[Window]]) -> Fusion:
     def by_title(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         return np.stack([window.title, window.first], 1), window.gold
 
+    def covered(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        return np.stack([window.title, window.first, window.coverage], 1), window.gold
+
     def read(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         seen = np.isfinite(window.passage)
-        features = np.stack([window.passage, window.title, window.first], 1)
-        return features[seen], window.gold[seen]
+        features = [window.passage, window.title, window.first, window.coverage]
+        return np.stack(features, 1)[seen], window.gold[seen]
 
-    titles, passages = fit(texts, by_title), fit(texts, read)
-    alone = fit(pages, by_title) if pages else titles
-    fusion = Fusion(*(round(float(value), 4) for value in (*titles, *passages, *alone)))
+    def rounded(values: NDArray[np.float64]) -> list[float]:
+        return [round(float(value), 4) for value in values]
+
+    *titles, title_coverage = rounded(fit(texts, covered))
+    *passages, passage_coverage = rounded(fit(texts, read))
+    alone = rounded(fit(pages or texts, by_title))
+    fusion = Fusion(*titles, *passages, *alone)._replace(
+        title_coverage=title_coverage, passage_coverage=passage_coverage
+    )
     return fusion._replace(mention=round(_fit_mention(texts, fusion), 4))
 
 
@@ -247,7 +265,7 @@ def _fit_mention(windows: dict[str, list[Window]], fusion: Fusion) -> float:
 
     def gain(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         seen = np.isfinite(window.passage)
-        scores = fusion.passages(window.passage, window.title, window.first)[seen]
+        scores = fusion.passages(window.passage, window.title, window.first, window.coverage)[seen]
         gains = fusion._replace(mention=1.0).mentions(scores, window.named[np.ix_(seen, seen)])
         return np.stack([scores, gains], 1), window.gold[seen]
 
@@ -260,20 +278,21 @@ def _fit_mention(windows: dict[str, list[Window]], fusion: Fusion) -> float:
 def fit(windows: dict[str, list[Window]], features: Any) -> NDArray[np.float64]:
     """Non-negative weights (f,) of the features that `features(window)` -> ((n, f), gold (n,)).
 
-    Raises ValueError where no window has a gold hit.
+    A feature that is the same for all hits of each window says nothing: 0. Raises ValueError
+    where no window has a gold hit.
     """
     sets = []
     for items in windows.values():
         pairs = [features(item) for item in items]
         sets.append([(torch.from_numpy(x), torch.from_numpy(g)) for x, g in pairs if g.any()])
-    width = next((x.shape[1] for pairs in sets for x, _ in pairs), None)
-    if width is None:
+    if not any(sets):
         raise ValueError(
             "no dev query has a relevant hit among those whose passages were read: give a recipe "
             "with sources that have passages, and with more judged queries"
         )
+    varies = torch.stack([(x != x[0]).any(0) for pairs in sets for x, _ in pairs]).any(0)
     # The square root, so that no weight becomes negative.
-    root = torch.full((width,), 0.7, dtype=torch.float64, requires_grad=True)
+    root = torch.full((len(varies),), 0.7, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([root], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
@@ -287,7 +306,7 @@ def fit(windows: dict[str, list[Window]], features: Any) -> NDArray[np.float64]:
         return total
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
-    out: NDArray[np.float64] = root.detach().square().numpy()
+    out: NDArray[np.float64] = (root.detach().square() * varies).numpy()
     return out
 
 

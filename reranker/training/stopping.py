@@ -96,11 +96,12 @@ def _scored(windows: Windows, fusion: Fusion) -> Iterator[list[Scored]]:
             read = np.isfinite(window.passage)
             if read.sum() < 2:
                 continue
-            title, passage, first = (
-                values[read] for values in (window.title, window.passage, window.first)
+            title, passage, first, coverage = (
+                values[read]
+                for values in (window.title, window.passage, window.first, window.coverage)
             )
-            promise = fusion.titles(title, first, alone=False)
-            final = fusion.passages(passage, title, first)
+            promise = fusion.titles(title, first, coverage, alone=False)
+            final = fusion.passages(passage, title, first, coverage)
             order = np.argsort(-promise, kind="stable")
             found.append((promise[order], final[order], window.gold[read][order]))
         if found:

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from opensearchpy import OpenSearch
 from opensearchpy.helpers import parallel_bulk
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +41,7 @@ from indexing.mapping import index_body
 from indexing.records import Document
 from indexing.sources import open_source
 from indexing.target import make_index
+from plugin.clusters import connect
 from plugin.engines import choose_engine
 from reranker.runtime import usable_cores
 
@@ -75,7 +75,7 @@ def one_side(side: str, url: str, file: Path, count: int) -> dict[str, Any]:
                 memory.append(_resident())
             yield document
 
-    with contextlib.closing(OpenSearch([url], timeout=120, pool_maxsize=WORKERS)) as client:
+    with connect(url, seconds=120, connections=WORKERS) as client:
         client.indices.delete(index=f"{NAME}-{side}*", ignore=[404])
         started, cpu = time.monotonic(), time.process_time()
         if side == "titlecast":

@@ -6,11 +6,14 @@ several runs. Shapes are a layer's of a model with 384 units over 768 tokens.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
 import numpy as np
 import onnx
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as reranker/runtime.py does, and says why
 import onnxruntime
 from onnx import TensorProto, helper
 from rich.console import Console

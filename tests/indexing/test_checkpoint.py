@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from indexing import verify
 from indexing.bulk import KEY_BYTES, NO_KEY, Action, IndexingError, key_of, prepare
 from indexing.checkpoint import Checkpoint, State, differences, write_atomically
-from indexing.deadletter import DeadLetters, entries
+from indexing.deadletter import DeadLetters, check, entries
 from indexing.records import Document, Failure
 
 
@@ -96,6 +97,54 @@ def test_dead_letters_behind_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     letters.close()
     assert [json.loads(line)["position"] for line in path.read_text().splitlines()] == [3, 1, 5]
     assert letters.first(1) == (Failure("f:3", "bad"),)
+
+
+@pytest.mark.parametrize("depth", [10, 600, 5_000])
+def test_a_document_too_deep_to_be_written_is_named(tmp_path: Path, depth: int) -> None:
+    value: object = "end"
+    for _ in range(depth):
+        value = {"a": value}
+    letters = DeadLetters(tmp_path / "dead.jsonl")
+    document = Document("x", "title", "passage", {"deep": value})
+    failure = prepare(document)
+    if depth == 5_000:
+        assert isinstance(failure, Failure)
+        assert "nested too deeply to be written: flatten its metadata" in failure.reason
+    letters.add(7, Failure("f:8", "bad"), id_="x", document=document.fields())
+    letters.close()
+    (entry,) = entries(letters.path)
+    assert (entry["position"], entry["location"], entry["id"]) == (7, "f:8", "x")
+    if depth == 10:
+        assert entry["document"] == document.fields()
+    else:
+        assert entry["excerpt"] == '{"title": "title", "passage": "passage"}'
+
+
+def test_dead_letters_take_no_pipes_and_no_sources_place(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    source = tmp_path / "dead.jsonl.old"
+    source.write_text("")
+    (tmp_path / "same").hardlink_to(source)
+    check(tmp_path / "new", source)
+    check(source)
+    for path in (Path(os.devnull), tmp_path / "pipe", tmp_path / "link", tmp_path):
+        with pytest.raises(IndexingError, match="no regular file"):
+            check(path)
+    for path in (source, tmp_path / "same", tmp_path / "dead.jsonl"):
+        with pytest.raises(IndexingError, match="take the place of its source"):
+            check(path, source)
+
+
+def test_an_earlier_file_is_kept_and_a_link_to_it_stays(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("earlier")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    letters = DeadLetters(tmp_path / "link")
+    letters.add(0, Failure("f:1", "bad"))
+    letters.close()
+    assert (tmp_path / "file.old").read_text() == "earlier"
+    assert (tmp_path / "link").is_symlink()
+    assert [entry["position"] for entry in entries(tmp_path / "file")] == [0]
 
 
 @contextlib.contextmanager

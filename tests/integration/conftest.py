@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from opensearchpy import OpenSearch
 
+from plugin.clusters import connect
 from plugin.engines import Engine, EngineUnavailable, choose_engine, why_no_local_node
 from plugin.sidecar.app import Reranker, build_app
 from plugin.sidecar.settings import load_settings
@@ -64,7 +65,7 @@ def cluster(sidecar: SidecarPort) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def client(cluster: Engine) -> Iterator[OpenSearch]:
     """A client of the engine."""
-    with contextlib.closing(OpenSearch([cluster.url], timeout=60)) as client:
+    with connect(cluster.url, seconds=60) as client:
         yield client
 
 

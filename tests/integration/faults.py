@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import trustme
 from opensearchpy import OpenSearch
 
+from plugin.clusters import connect
 from plugin.engines import choose_engine
 from plugin.node import LocalCluster
 from plugin.sidecar.app import build_app
@@ -392,7 +393,7 @@ def main() -> None:
     with (
         contextlib.closing(sidecar),
         choose_engine([sidecar.url], settings=PATIENT) as engine,
-        contextlib.closing(OpenSearch([engine.url], timeout=60)) as client,
+        connect(engine.url, seconds=60) as client,
     ):
         corpus.make_index(client, default=None)
         world = World(client, sidecar)

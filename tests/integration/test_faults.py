@@ -176,6 +176,24 @@ def test_a_sidecar_that_fails_is_left_alone_until_it_is_well(world: World) -> No
 
 
 @pytest.mark.usefixtures("wary")
+@pytest.mark.parametrize("name", ["its process is stopped (SIGSTOP)", "answers byte by byte"])
+def test_a_sidecar_that_hangs_is_left_alone(world: World, name: str) -> None:
+    (hang,) = (fault for fault in FAULTS if fault.name == name)
+    put_settings(world.client, timeout="1s")
+    try:
+        with hang.happening(world):
+            for _ in range(3):
+                assert search(world.client, PAGE, SHORT).causes == ["timeout"]
+            wait_until(lambda: breaker(world.client) == "open")  # neither is the probe answered
+            assert search(world.client, PAGE, SHORT).causes == ["breaker_open"]
+        with world.sidecar.serving(backwards()):
+            wait_until(lambda: breaker(world.client) == "half_open")
+            assert report(search(world.client, PAGE, "60s").found)["applied"]
+    finally:
+        put_settings(world.client, timeout=None)
+
+
+@pytest.mark.usefixtures("wary")
 def test_of_two_sidecars_one_may_go_and_come_back(world: World) -> None:
     second = SidecarPort()
     with (

@@ -23,6 +23,7 @@ from indexing.records import Document, Failure, Record
 from indexing.sources import open_source
 from indexing.sources.fields import FieldMap
 from indexing.sources.opensearch import IndexReader
+from plugin.cli.options import CommandError
 from plugin.cli.reading import read
 
 INDEX = "test-index-source"
@@ -91,6 +92,40 @@ def test_a_field_to_sort_by_stands_in_for_the_id(client: OpenSearch, address: st
     assert [one.id for one in found] == [str(n) for n in reversed(range(30))]
 
 
+@pytest.mark.parametrize("sort", ["", "?sort=day"])
+def test_equal_sort_values_lose_nothing_between_pages(
+    client: OpenSearch, address: str, sort: str
+) -> None:
+    """Two indices behind an alias share all ids, and many of each have one day."""
+    rows = {key: {**one, "day": int(key) // 37} for key, one in some(230).items()}
+    body = {"settings": {"number_of_shards": 2}, "aliases": {f"{INDEX}-alias": {}}}
+    make(client, rows, **body)
+    client.indices.create(index=f"{INDEX}-2", body=body)
+    bulk(client, [{"_id": key, "_source": one} for key, one in rows.items()], index=f"{INDEX}-2")
+    client.indices.refresh(index=f"{INDEX}*")
+    for name in (f"{INDEX}-alias", f"{INDEX}*"):
+        location = f"{address.rpartition('/')[0]}/{name}{sort}"
+        found = documents(IndexReader(location, page=11).documents())
+        assert sorted(one.id for one in found) == sorted([*rows, *rows])
+        assert documents(IndexReader(location, page=50).documents()) == found
+
+
+def test_documents_that_were_not_read_are_a_failure(client: OpenSearch, address: str) -> None:
+    """By their own routing, two documents of one index have one id, at the end of a page."""
+    make(client, some(9))
+    shards = {}
+    for routing in map(str, range(9)):
+        answer = client.search_shards(index=INDEX, params={"routing": routing})
+        shards[answer["shards"][0][0]["shard"]] = routing
+    for routing in shards.values():
+        client.index(index=INDEX, id="same", body={"title": "T"}, routing=routing, refresh=True)
+    *found, failure = IndexReader(address, page=10).documents()
+    assert len(found) == 10
+    assert isinstance(failure, Failure)
+    assert failure.cut
+    assert "10 documents were read where the index holds 12" in failure.reason
+
+
 def test_a_point_in_time_that_expires_is_replaced(client: OpenSearch, address: str) -> None:
     make(client, some(50))
     records = IndexReader(address, page=10).documents()
@@ -133,6 +168,45 @@ def test_the_password_is_in_no_name() -> None:
 def _never(address: str) -> OpenSearch:
     assert address == "https://admin:p%40ss@host:9200/prefix"
     return OpenSearch([address])
+
+
+@pytest.mark.parametrize("name", [INDEX, f"{INDEX}-alias", f"{INDEX}*"])
+def test_an_index_is_not_deleted_for_its_own_load(
+    client: OpenSearch, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    make(client, some(3))
+    client.indices.put_alias(index=INDEX, name=f"{INDEX}-alias")
+    url = address.rpartition("/")[0]
+    done = load(f"{url}/{name}", url, "--recreate")
+    assert isinstance(done.exception, CommandError)
+    assert done.exception.status == 2
+    assert "with --alias instead" in str(done.exception)
+    assert sorted(stored(client)) == sorted(some(3))
+    # Another index may be made of it.
+    done = load(f"{url}/{name}", url, "--recreate", index=f"{INDEX}-2")
+    assert done.exit_code == 0, done.output
+    assert stored(client, f"{INDEX}-2") == stored(client)
+
+
+def test_an_index_is_not_deleted_for_a_source_that_gives_nothing(
+    client: OpenSearch, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    make(client, some(3))
+    url = address.rpartition("/")[0]
+    empty = tmp_path / "a.jsonl"
+    empty.write_text("")
+    for source, why in ((f"{url}/{INDEX}-mistyped", "no such index"), (str(empty), "no records")):
+        done = load(source, url, "--recreate")
+        assert isinstance(done.exception, CommandError)
+        assert "was not deleted" in str(done.exception)
+        assert why in str(done.exception)
+        assert sorted(stored(client)) == sorted(some(3))
+    # What was refused is no interrupted load.
+    empty.write_text('{"id": "1", "title": "T"}')
+    assert load(str(empty), url, "--recreate").exit_code == 0
+    assert list(stored(client)) == ["1"]
 
 
 @pytest.mark.parametrize("analyzer", LANGUAGES)
@@ -228,13 +302,13 @@ def test_vectors_are_refused_where_the_cluster_cannot_hold_them(
     assert not client.indices.exists(index=INDEX)
 
 
-def load(path: str, url: str, *options: str) -> Result:
+def load(path: str, url: str, *options: str, index: str = INDEX) -> Result:
     app = typer.Typer()
     app.callback()(lambda: None)
     plugin.cli.index.register(app)
-    return CliRunner().invoke(app, ["index", path, "--index", INDEX, "--url", url, *options])
+    return CliRunner().invoke(app, ["index", path, "--index", index, "--url", url, *options])
 
 
-def stored(client: OpenSearch) -> dict[str, Any]:
-    hits = client.search(index=INDEX, body={"size": 1000})["hits"]["hits"]
+def stored(client: OpenSearch, index: str = INDEX) -> dict[str, Any]:
+    hits = client.search(index=index, body={"size": 1000})["hits"]["hits"]
     return {hit["_id"]: hit["_source"] for hit in hits}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -276,6 +277,25 @@ def test_a_summary_as_json_and_a_file_of_what_failed(
     unread, long = (json.loads(line) for line in dead.read_text().splitlines())
     assert (unread["position"], unread["excerpt"]) == (3, "{nonsense")
     assert (long["position"], long["id"], long["document"]["title"]) == (4, "x" * 600, "long")
+
+
+def test_dead_letters_that_would_replace_something_end_a_load_before_it_begins(
+    app: typer.Typer, client: OpenSearch, tmp_path: Path
+) -> None:
+    client.indices.create(index=INDEX)
+    client.index(index=INDEX, id="0", body={"title": "kept"}, refresh=True)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = write(tmp_path / "a.jsonl", {"id": "1", "title": "t"}, "{nonsense")
+    before = Path(path).read_text()
+    for dead, said in ((str(pipe), "no regular file"), (path, "take the place of its source")):
+        result = run(app, client, path, "--recreate", "--dead-letters", dead)
+        assert isinstance(result.exception, CommandError)
+        assert result.exception.status == 2
+        assert said in str(result.exception)
+        assert set(sources(client)) == {"0"}
+    assert pipe.is_fifo()
+    assert Path(path).read_text() == before
 
 
 def test_an_alias_is_switched_from_the_command_line(

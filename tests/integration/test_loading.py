@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from indexing.deadletter import entries
 from indexing.job import Destination, run
 from indexing.load import Options, load
 from indexing.records import Document, Failure, Record
+from indexing.sources import open_source
 from tests.integration import loader
 from tests.integration.proxy import Dropped, Proxy
 
@@ -360,6 +362,38 @@ def test_searches_of_an_alias_see_the_old_or_the_new_index_whole(
     assert set(client.indices.get(index=f"{NAME}-*")) == {made[0], made[2]}
 
 
+def test_an_alias_keeps_its_filter_and_is_written_through(
+    client: OpenSearch, tmp_path: Path
+) -> None:
+    """Twice, so that what was carried over is itself carried over."""
+    properties = {"filter": {"term": {"page_id": "seen"}}, "is_write_index": True}
+    client.indices.create(index=f"{NAME}-0", body={"aliases": {NAME: properties}})
+    for number in range(2):
+        records = [Document("1", "t", "p", page_id="seen"), Document("2", "t", "p", page_id="not")]
+        result = run(
+            client,
+            records,
+            {"number": number},
+            Destination(alias=NAME, delete_old=True),
+            folder=tmp_path,
+        )
+        assert result.switched
+        assert list(held(client, NAME)) == ["1"]
+        (found,) = client.indices.get_alias(name=NAME).values()
+        assert found["aliases"][NAME] == properties
+
+
+def test_an_alias_with_several_filters_is_refused_before_it_is_loaded_for(
+    client: OpenSearch, tmp_path: Path
+) -> None:
+    aliased = {NAME: {"filter": {"term": {"page_id": "seen"}}}}
+    client.indices.create(index=f"{NAME}-0", body={"aliases": aliased})
+    client.indices.create(index=f"{NAME}-1", body={"aliases": {NAME: {}}})
+    with pytest.raises(IndexingError, match="another filter for each of its indices"):
+        run(client, numbered(3), {}, Destination(alias=NAME), folder=tmp_path)
+    assert set(client.indices.get(index=f"{NAME}-*")) == {f"{NAME}-0", f"{NAME}-1"}
+
+
 def test_an_index_gives_its_name_to_an_alias_only_when_asked_to(
     client: OpenSearch, tmp_path: Path
 ) -> None:
@@ -388,6 +422,36 @@ def test_an_alias_is_not_switched_to_an_index_that_lacks_too_much(
     assert again.switched
     assert again.summary.index == result.summary.index
     assert held(client, NAME) == loader.expected(400)
+
+
+@pytest.mark.parametrize("source", ["quote", "folder"])
+def test_an_alias_is_not_switched_where_one_failure_hides_many(
+    client: OpenSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    if source == "quote":
+        rows = [f'{n},Pipe {n}" wide' for n in range(300)]
+        path = tmp_path / "some.csv"
+        path.write_text("\n".join(["id,title", *rows, '300,"open', *["301,lost"] * 9]))
+    else:
+        path = tmp_path / "pages"
+        for number in range(300):
+            page = path / f"{number // 150}" / f"{number}.md"
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text("text")
+        (path / "shut").mkdir()
+        scandir = os.scandir
+
+        def refuse(folder: str) -> object:
+            if Path(folder).name == "shut":
+                raise PermissionError(13, "Permission denied", folder)
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+    opened = open_source(str(path))
+    result = run(client, opened.records, {}, Destination(alias=NAME), folder=tmp_path / "load")
+    assert (result.summary.indexed, result.summary.failed, result.summary.cut) == (300, 1, 1)
+    assert not result.switched
+    assert not client.indices.exists_alias(name=NAME)
 
 
 def interrupted() -> Iterator[Record]:
@@ -439,18 +503,21 @@ def test_half_loaded_indices_of_other_loads_are_named(client: OpenSearch, tmp_pa
     assert result.leftovers == (half,)
 
 
-def test_what_something_else_writes_meanwhile_is_not_overwritten_unseen(
+def test_what_something_else_writes_meanwhile_is_overwritten_unless_its_version_is_higher(
     client: OpenSearch,
 ) -> None:
     target.make_index(client, NAME)
 
     def records() -> Iterator[Record]:
         yield from numbered(5)
+        client.index(index=NAME, id="6", body={"title": "newer"})
+        yield Document("6", "older", "")
         newer = {"version": 2**62, "version_type": "external_gte"}
         client.index(index=NAME, id="7", body={"title": "newer"}, params=newer)
         yield Document("7", "older", "")
 
     summary = load(client, NAME, records())
-    assert (summary.created, summary.failed) == (5, 1)
+    assert (summary.created, summary.replaced, summary.failed) == (5, 1, 1)
+    assert client.get(index=NAME, id="6")["_source"] == {"title": "older", "passage": ""}
     assert "something else wrote this document" in summary.failures[0].reason
     assert client.get(index=NAME, id="7")["_source"] == {"title": "newer"}

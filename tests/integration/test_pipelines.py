@@ -1,5 +1,7 @@
 """Installing, using and removing a pipeline on a real node."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from indexing.target import end_loading, make_index
 from plugin import pipelines
 from plugin.cli.search import compare
 from plugin.clusters import connect
+from plugin.engines import Engine
 from plugin.pipelines import Pipeline, PipelineError
 from plugin.sidecar.protocol import (
     RerankRequest,
@@ -43,16 +46,11 @@ def index(client: OpenSearch) -> Iterator[None]:
 
 
 @pytest.fixture
-def url(client: OpenSearch) -> str:
-    return str(client.transport.connection_pool.connections[0].host)
-
-
-@pytest.fixture
-def run(url: str) -> Callable[..., Result]:
+def run(cluster: Engine) -> Callable[..., Result]:
     app = typer.Typer()
     plugin.cli.pipeline.register(app)
     plugin.cli.search.register(app)
-    return lambda *arguments: CliRunner().invoke(app, [*arguments, "--url", url])
+    return lambda *arguments: CliRunner().invoke(app, [*arguments, "--url", cluster.url])
 
 
 def backwards() -> FastAPI:
@@ -116,6 +114,35 @@ def test_without_a_sidecar_the_reason_is_shown(
     assert "not reranked" in shown.output
 
 
+def test_a_page_larger_than_the_window_is_not_told_that_there_is_no_pipeline(
+    client: OpenSearch, sidecar: Any, run: Callable[..., Result]
+) -> None:
+    pipelines.install(client, INDEX, Pipeline(window=5, timeout="5s"))
+    with sidecar.serving(backwards()):
+        shown = run("search", "word", "--index", INDEX, "--size", "6")
+    assert shown.exit_code == 0, shown.output
+    assert "no pipeline" not in shown.output
+
+
+def test_a_search_reads_the_fields_that_the_pipeline_reads(
+    client: OpenSearch, sidecar: Any, run: Callable[..., Result]
+) -> None:
+    body = {
+        "request_processors": [
+            {"title_rerank_candidates": {"title_field": "section", "passage_field": ["passage"]}}
+        ],
+        "response_processors": [{"title_rerank": {"timeout": "5s"}}],
+    }
+    client.search_pipeline.put(id=NAME, body=body)
+    client.indices.put_settings(index=INDEX, body={"index.search.default_pipeline": NAME})
+    client.index(
+        index=INDEX, id="x", body={"section": "its section", "passage": "word"}, refresh=True
+    )
+    with sidecar.serving(backwards()):
+        shown = run("search", "word", "--index", INDEX, "--size", "30")
+    assert "its section" in shown.output
+
+
 def test_the_window_bounds_what_is_reranked(client: OpenSearch, sidecar: Any) -> None:
     pipelines.install(client, INDEX, Pipeline(window=10, timeout="5s"))
     with sidecar.serving(backwards()):
@@ -137,6 +164,31 @@ def test_show_prints_what_install_made(run: Callable[..., Result]) -> None:
     assert shown.exit_code == 0
     assert NAME in shown.output
     assert '"window": 77' in shown.output
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_show_prints_the_whole_pipeline_however_narrow_the_console(
+    client: OpenSearch,
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    if terminal:
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("NO_COLOR", "1")
+    name = f"{NAME}-with-a-name-that-is-too-long-for-a-line"
+    pipelines.install(client, INDEX, Pipeline(), name=name)
+    heading, shown = run("pipeline", "show").stdout.split("\n", 1)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    if terminal:
+        assert max(map(len, text.splitlines())) <= 40
+        text = text.replace("\n", "")
+    body = client.search_pipeline.get(id=name)[name]
+    assert re.sub(r"\s", "", text) == re.sub(r"\s", "", json.dumps(body))
+    if not terminal:
+        assert json.loads(shown) == body
+        assert heading == f"{name}, the default of {INDEX}"
 
 
 def test_remove_gives_the_index_back(client: OpenSearch, run: Callable[..., Result]) -> None:
@@ -170,6 +222,30 @@ def test_an_alias_stands_for_its_indices(client: OpenSearch) -> None:
     assert [found.indices for found in pipelines.installed(client)] == [(INDEX,)]
 
 
+def test_a_window_above_max_result_window_is_refused_through_an_alias_too(
+    client: OpenSearch,
+) -> None:
+    client.indices.put_alias(index=INDEX, name=f"{INDEX}-alias")
+    client.indices.put_settings(index=INDEX, body={"index.max_result_window": 50})
+    with pytest.raises(PipelineError, match=f"{INDEX} .*give --window 50"):
+        pipelines.install(client, f"{INDEX}-alias", Pipeline())
+    assert client.search_pipeline.get(ignore=[404]) == {}
+    pipelines.install(client, f"{INDEX}-alias", Pipeline(window=50))
+    body = {"query": {"match": {"passage": "word"}}, "size": 3}
+    assert len(client.search(index=INDEX, body=body)["hits"]["hits"]) == 3
+
+
+def test_a_pipeline_with_a_filter_keeps_it(client: OpenSearch) -> None:
+    pipelines.install(client, INDEX, Pipeline())
+    pipelines.install(client, INDEX, Pipeline(window=50))  # ours, as the engine gives it back
+    body = client.search_pipeline.get(id=NAME)[NAME]
+    body["request_processors"].insert(0, {"filter_query": {"query": {"term": {"title": "1"}}}})
+    client.search_pipeline.put(id=NAME, body=body)
+    with pytest.raises(PipelineError, match="filter_query"):
+        pipelines.install(client, INDEX, Pipeline())
+    assert client.search_pipeline.get(id=NAME)[NAME] == body
+
+
 def test_wrong_fields_are_refused_on_a_real_mapping(client: OpenSearch) -> None:
     for field, message in (
         ("headline", "its text fields are page_id, passage, section, title, url"),
@@ -181,6 +257,6 @@ def test_wrong_fields_are_refused_on_a_real_mapping(client: OpenSearch) -> None:
     assert client.search_pipeline.get(ignore=[404]) == {}
 
 
-def test_connect_takes_the_node_for_what_it_is(url: str) -> None:
-    with connect(url) as client:
+def test_connect_takes_the_node_for_what_it_is(cluster: Engine) -> None:
+    with connect(cluster.url) as client:
         pipelines.check_plugin(client)

@@ -97,10 +97,11 @@ def test_the_response_says_how_it_was_reranked(
     client: OpenSearch, cascade: Cascade, real: Recorder
 ) -> None:
     said = report(search(client))
-    assert set(said) == {"applied", "stages", "complete", "model", "took_ms"}
+    assert set(said) == {"applied", "stages", "complete", "model", "cut", "took_ms"}
     assert said["applied"] is True
     assert said["complete"] is True
     assert said["model"] == cascade.name
+    assert said["cut"] == 0
     assert said["took_ms"] >= 0
     for stage in said["stages"]:
         assert set(stage) == {"name", "scored", "milliseconds", "truncated", "skipped"}
@@ -147,10 +148,10 @@ def test_a_page_is_ten_hits_unless_the_search_says_otherwise(
 
 @pytest.mark.parametrize(
     ("first", "size"),
-    [(WINDOW, 5), (WINDOW - 2, 4), (0, WINDOW + 1), (34, 10), (50, 10)],
-    ids=["beyond", "straddling", "larger", "the last", "past the last"],
+    [(WINDOW, 5), (34, 10), (50, 10)],
+    ids=["beyond", "the last", "past the last"],
 )
-def test_a_page_that_leaves_the_window_is_the_engines(
+def test_a_page_beyond_the_window_is_the_engines(
     client: OpenSearch, backwards: Recorder, first: int, size: int
 ) -> None:
     found = search(client, from_=first, size=size)
@@ -158,6 +159,31 @@ def test_a_page_that_leaves_the_window_is_the_engines(
     assert "ext" not in found
     assert found["hits"] == own["hits"]
     assert backwards.asked == []
+
+
+@pytest.mark.parametrize("size", [3, 7, 12, WINDOW + 3, 50])
+def test_pages_over_the_windows_edge_show_every_hit_once(
+    client: OpenSearch, cascade: Cascade, real: Recorder, size: int
+) -> None:
+    own = hits_of(unpiped(client, size=50))
+    assert len(own) == len(DOCUMENTS)
+    pages = [search(client, from_=first, size=size) for first in range(0, len(own), size)]
+    together = [hit for page in pages for hit in hits_of(page)]
+    assert [hit["_id"] for hit in together] == [
+        *(hit["_id"] for hit in in_order_of(cascade, own[:WINDOW])),
+        *(hit["_id"] for hit in own[WINDOW:]),
+    ]
+    assert all(len(asked.hits) == WINDOW for asked in real.asked)
+    for first, page in zip(range(0, len(own), size), pages, strict=True):
+        assert ("ext" in page) == (first < WINDOW)
+        assert scores(page) == sorted(scores(page), reverse=True)
+
+
+def test_a_page_that_the_engine_refuses_is_refused(client: OpenSearch, real: Recorder) -> None:
+    for first, size in ((0, 10_001), (10, 9_991), (WINDOW, 10_000)):
+        with pytest.raises(RequestError, match="Result window is too large"):
+            search(client, from_=first, size=size)
+    assert real.asked == []
 
 
 # What comes with the hits, and around them.
@@ -701,6 +727,32 @@ def test_documents_without_any_text_stay_in_the_engines_order(
     assert report(found)["applied"] is False
     assert "title_field" in report(found)["reason"]
     assert backwards.asked == []
+
+
+_LONG: dict[str, list[dict[str, Any]]] = {
+    "a title": [{"title": "lists " * 20_000}],
+    "a passage": [{"title": "Lists", "passage": "lists " * 200_000}],
+    # Six bytes a character in JSON: more than 16 MiB, though no passage is too long by itself.
+    "the sum": [{"title": f"Lists {n}", "passage": "\x01" * 100_000} for n in range(30)],
+}
+
+
+@pytest.mark.parametrize("name", _LONG)
+def test_a_book_does_not_cost_a_search_its_reranking(
+    client: OpenSearch, real: Recorder, name: str
+) -> None:
+    long = [{**document, "word": "word"} for document in _LONG[name]]
+    short = [{"title": f"A list of {n}", "word": "word filler"} for n in range(3)]
+    documents = {str(n): document for n, document in enumerate([*long, *short])}
+    pipe = corpus.pipeline()
+    pipe["request_processors"][0]["title_rerank_candidates"]["window"] = 100
+    body = {"query": {"match": {"word": "word"}}, "size": 50, "search_pipeline": pipe}
+    with another(client, documents, mappings=_ODD_MAPPINGS) as index:
+        found = client.search(index=index, body={**body, "_source": False})
+    assert report(found)["applied"], report(found)
+    assert report(found)["cut"] == len(long)
+    assert sorted(ids(found)) == sorted(documents)
+    assert {hit.id for hit in real.asked[0].hits} == set(documents)
 
 
 def test_other_fields_can_be_the_texts(client: OpenSearch, backwards: Recorder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from opensearchpy import OpenSearch
 from typer.testing import CliRunner, Result
 
 import plugin.cli.index
+from indexing.bulk import IndexingError
+from indexing.job import Destination, run
+from indexing.mapping import index_body
+from indexing.records import Document
 from plugin.cli import reading
 from plugin.cli.options import CommandError
 from reranker.dual import DualEncoder
@@ -78,6 +83,25 @@ def test_every_document_carries_its_passage_s_vector(
         source = client.get(index=INDEX, id=key)["_source"]
         assert len(source["vector"]) == SMALL.hidden
         assert np.array_equal(np.array(source["vector"], dtype=np.float32), vector)
+
+
+def test_an_index_without_vectors_is_not_given_any(client: OpenSearch, tmp_path: Path) -> None:
+    client.indices.create(index=INDEX, body=index_body())
+
+    def attempt(index: str | None, alias: str | None = None) -> Any:
+        records = [Document("1", "a", "b", vector=(1.0, 2.0, 3.0, 4.0))]
+        body = index_body(dimension=4)
+        return run(client, records, {}, Destination(index, alias, body), folder=tmp_path / "load")
+
+    with pytest.raises(IndexingError, match=r"made without vectors.* --alias, or with --recreate"):
+        attempt(INDEX)
+    assert client.count(index=INDEX)["count"] == 0
+    # It was no load: another one may begin.
+    assert run(client, [], {}, Destination(INDEX), folder=tmp_path / "load").summary.verified
+    # An index that somebody gave the field is loaded into, whatever kind it is.
+    field = {"type": "float"}
+    client.indices.put_mapping(index=INDEX, body={"properties": {"vector": field}})
+    assert attempt(INDEX).summary.verified
 
 
 def test_two_sources_of_vectors_are_refused(

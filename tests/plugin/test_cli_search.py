@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from opensearchpy import Connection, OpenSearch
 from rich.console import Console
 
 from plugin.cli.search import Comparison, Found, Stage, compare, render, search_body
-from plugin.pipelines import Pipeline
+from plugin.pipelines import Pipeline, pipeline_body
 
 EXT = {
     "applied": True,
@@ -39,12 +40,18 @@ COMPARISON = Comparison(
 
 
 class FakeSearch(Connection):
-    """Answers plain and reranked searches from memory, and keeps what was asked."""
+    """Answers plain and reranked searches from memory, and keeps what was asked.
 
-    def __init__(self, ext: Any, asked: list[Any], **options: Any) -> None:
+    `defaults` are the default pipelines of the indices, all of them Titlecast's with a window of 4.
+    """
+
+    def __init__(
+        self, ext: Any, asked: list[Any], defaults: Mapping[str, str], **options: Any
+    ) -> None:
         super().__init__(**options)
         self.ext = ext
         self.asked = asked
+        self.defaults = defaults
 
     def perform_request(  # type: ignore[override]
         self,
@@ -56,6 +63,8 @@ class FakeSearch(Connection):
         ignore: Any = (),
         headers: Any = None,
     ) -> tuple[int, dict[str, str], str]:
+        if method == "GET":
+            return 200, {"content-type": "application/json"}, json.dumps(self._told(url))
         pipeline = (params or {}).get("search_pipeline")
         asked = json.loads(body or b"{}")
         self.asked.append((url, pipeline, asked))
@@ -71,10 +80,26 @@ class FakeSearch(Connection):
             answer["ext"] = {"title_rerank": self.ext}
         return 200, {"content-type": "application/json"}, json.dumps(answer)
 
+    def _told(self, url: str) -> dict[str, Any]:
+        if url.endswith("_settings"):
+            return {
+                index: {"settings": {"index.search.default_pipeline": name}}
+                for index, name in self.defaults.items()
+            }
+        assert url == "/_search/pipeline"
+        return {name: pipeline_body(Pipeline(window=4)) for name in self.defaults.values()}
 
-def make(ext: Any) -> tuple[OpenSearch, list[Any]]:
+
+def make(ext: Any, **defaults: str) -> tuple[OpenSearch, list[Any]]:
     asked: list[Any] = []
-    return OpenSearch(hosts=[{}], connection_class=FakeSearch, ext=ext, asked=asked), asked
+    client = OpenSearch(
+        hosts=[{}],
+        connection_class=FakeSearch,
+        ext=ext,
+        asked=asked,
+        defaults=defaults or {"docs": "_none"},
+    )
+    return client, asked
 
 
 def shown(comparison: Comparison) -> list[str]:
@@ -120,10 +145,25 @@ def test_it_reads_why_nothing_was_reranked() -> None:
     assert comparison.reason == "no query text"
     without = compare(make(None)[0], "docs", "q")
     assert not without.applied
-    assert "default" in without.reason
+    assert without.reason == "no pipeline of Titlecast's is the index's default"
     empty = compare(make(None)[0], "docs", "q", 0)
     assert not empty.applied
     assert empty.reason == "there is no hit to rerank"
+
+
+@pytest.mark.parametrize(
+    ("defaults", "reason"),
+    [
+        ({"docs": "ours"}, r"ours says nothing .*pipeline show --index docs"),
+        ({"a": "ours", "b": "theirs"}, r"none of several default pipelines \(ours, theirs\)"),
+    ],
+)
+def test_a_pipeline_that_leaves_a_search_alone_is_not_called_missing(
+    defaults: dict[str, str], reason: str
+) -> None:
+    alone = compare(make(None, **defaults)[0], "docs", "q")
+    assert not alone.applied
+    assert re.search(reason, alone.reason)
 
 
 def test_a_missing_index_is_one_sentence() -> None:

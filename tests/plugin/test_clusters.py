@@ -75,7 +75,7 @@ def test_a_dead_server_is_one_sentence_without_password_or_log(
         connect("http://user:geheim@127.0.0.1:1")
     assert str(caught.value) == (
         "no cluster answers at http://127.0.0.1:1: start one with `titlecast node start`,"
-        " or name yours with --url"
+        " or name yours with --url or OPENSEARCH_URL"
     )
     assert not caplog.records
 

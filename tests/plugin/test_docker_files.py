@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trustme
 import yaml
 from opensearchpy import OpenSearch
 from opensearchpy.exceptions import OpenSearchException
+from starlette.responses import JSONResponse
 
 from plugin.engines import why_no_container
 from plugin.node import OPENSEARCH_VERSION
+from plugin.sidecar.app import build_app
+from plugin.sidecar.settings import load_settings
+from tests.plugin.sidecar.fakes import Gated, serving
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker" / "compose.yaml"
@@ -34,6 +44,14 @@ def copied(dockerfile: Path) -> list[str]:
         if name == "COPY" and not any(word.startswith("--from=") for word in words)
         for source in [word for word in words if not word.startswith("--")][:-1]
     ]
+
+
+def image_environment() -> dict[str, str]:
+    """What the sidecar's image sets for its commands, less its search path."""
+    steps = instructions(ROOT / "docker" / "sidecar.Dockerfile")
+    words = [word for name, words in steps if name == "ENV" for word in words]
+    pairs = dict(word.split("=", 1) for word in words)
+    return {name: text for name, text in pairs.items() if name != "PATH"}
 
 
 def services() -> dict[str, dict[str, object]]:
@@ -81,9 +99,52 @@ def test_the_sidecar_image_serves_as_a_user_of_its_own() -> None:
     last = [words for name, words in steps if name == "USER"][-1]
     assert last[0] not in ("root", "0")
     text = (ROOT / "docker" / "sidecar.Dockerfile").read_text()
-    assert 'CMD ["titlecast", "serve", "--host", "0.0.0.0"' in text
-    assert "/readyz" in text
+    # The address is a variable, so that another can be given.
+    assert ("CMD", ['["titlecast",', '"serve"]']) in steps
+    assert image_environment()["TITLECAST_HOST"] == "0.0.0.0"
     assert "[train]" not in text  # the serving install
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_image_is_healthy_with_tls_and_without(tmp_path: Path, tls: bool) -> None:
+    options = {}
+    if tls:
+        issued = trustme.CA().issue_cert("titlecast")
+        options = {name: tmp_path / name for name in ("ssl_certfile", "ssl_keyfile")}
+        options["ssl_certfile"].write_bytes(issued.cert_chain_pems[0].bytes())
+        options["ssl_keyfile"].write_bytes(issued.private_key_pem.bytes())
+    text = (ROOT / "docker" / "sidecar.Dockerfile").read_text()
+    found = re.search(r"HEALTHCHECK [^\[]*CMD (\[.*\])", text)
+    assert found
+    command = [sys.executable, *json.loads(found[1])[1:]]
+    environ = {**os.environ, **image_environment()}
+    with serving(build_app(gated := Gated(), load_settings()), **options) as client:
+        gated.open.set()
+        environ["TITLECAST_PORT"] = str(client.base_url.port)
+        assert subprocess.run(command, cwd=ROOT, env=environ).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, env=environ).returncode == 1
+
+
+async def empty_cluster(scope: Any, receive: Any, send: Any) -> None:
+    """An ASGI application that says it is OpenSearch, and that there is nothing in it."""
+    version = {"number": OPENSEARCH_VERSION, "distribution": "opensearch"}
+    known = scope["path"] == "/"
+    found = {"cluster_uuid": "u", "version": version} if known else {"error": "nothing"}
+    await JSONResponse(found, 200 if known else 404)(scope, receive, send)
+
+
+def test_the_image_keeps_where_a_load_is_without_a_home_folder(tmp_path: Path) -> None:
+    source, state = tmp_path / "source.tsv", Path(image_environment()["XDG_STATE_HOME"])
+    source.write_text("1\tmerge sorted inputs\n")
+    assert state.is_relative_to("/tmp")  # noqa: S108 - where everybody may write
+    mine = tmp_path / state.relative_to("/")
+    environ = {**os.environ, "HOME": "/dev/null", "XDG_STATE_HOME": str(mine)}
+    with serving(empty_cluster, lifespan="off") as client:  # type: ignore[arg-type]
+        command = [sys.executable, "-m", "plugin.cli.main", "index", str(source)]
+        command += ["--index", "pydoc", "--url", str(client.base_url)]
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert list(mine.glob("titlecast/loads/pydoc-*")), done.stderr
+    assert "/dev/null" not in done.stderr
 
 
 def test_compose_builds_what_is_there() -> None:

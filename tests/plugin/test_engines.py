@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
+import logging
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -71,44 +75,100 @@ def test_without_maven_there_is_no_local_node(monkeypatch: pytest.MonkeyPatch) -
     assert "install" in reason
 
 
-class _Cluster(http.server.BaseHTTPRequestHandler):
-    """As much of a cluster as is asked for."""
+@contextlib.contextmanager
+def answering(status: int = 200, certificate: trustme.LeafCert | None = None) -> Iterator[str]:
+    """Serve as much of a cluster as is asked for; gives HOST:PORT."""
 
-    def do_GET(self) -> None:
-        body = json.dumps({"version": {"number": "3.8.0", "distribution": "opensearch"}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            version = {"number": "3.8.0", "distribution": "opensearch"}
+            body = json.dumps({"version": version}).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        pass
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            certificate.configure_cert(context)
+            # The handshake in the connection's own thread, so that a refused one ends nothing.
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
-def answering() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Cluster) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+def heard(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the client's own log says, as in a process that has not connected yet."""
+    logging.getLogger("opensearch").setLevel(logging.NOTSET)
+    caplog.set_level(logging.WARNING)
+    return caplog
 
 
-def test_a_given_cluster_is_used_as_it_is(answering: str) -> None:
-    with GivenCluster(answering) as engine:
-        assert engine.url == answering
-        assert answering in engine.describe()
-    with engine:  # it is still there
-        pass
+def test_a_given_cluster_is_used_as_it_is() -> None:
+    with answering() as place:
+        with GivenCluster(f"http://{place}") as engine:
+            assert engine.url == f"http://{place}"
+            assert place in engine.describe()
+        with engine:  # it is still there
+            pass
 
 
-def test_a_given_cluster_that_does_not_answer_is_named() -> None:
+def test_a_given_cluster_that_does_not_answer_is_named_in_one_sentence(
+    heard: pytest.LogCaptureFixture,
+) -> None:
     engine = GivenCluster("http://somebody:secret@127.0.0.1:1")
-    with pytest.raises(EngineUnavailable, match=r"127\.0\.0\.1:1.*unset") as caught:
+    with pytest.raises(EngineUnavailable, match=r"^no cluster .*127\.0\.0\.1:1.*OPENSEARCH_URL$"):
         engine.start()
-    assert "secret" not in str(caught.value)
+    assert not heard.records
+
+
+@pytest.mark.parametrize("url", ["https://us:sec@ret@host:9200", "us:sec@ret@host:9200"])
+def test_no_password_is_told(url: str) -> None:
+    assert GivenCluster(url).describe().endswith("host:9200")
+    assert "ret@" not in GivenCluster(url).describe()
+
+
+def test_a_given_cluster_that_refuses_the_user_says_so() -> None:
+    with answering(401) as place, pytest.raises(EngineUnavailable, match="put user and password"):
+        GivenCluster(f"http://{place}").start()
+
+
+def test_a_given_cluster_may_have_any_certificate_where_that_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with answering(certificate=trustme.CA().issue_cert("127.0.0.1")) as place:
+        engine = GivenCluster(f"https://{place}")
+        with pytest.raises(EngineUnavailable, match=r"is not trusted.*OPENSEARCH_INSECURE=true"):
+            engine.start()
+        monkeypatch.setenv("OPENSEARCH_INSECURE", "true")
+        engine.start()
+
+
+def test_a_container_is_waited_for_without_a_trace_in_the_log(
+    heard: pytest.LogCaptureFixture,
+) -> None:
+    class Logs:
+        def get_logs(self) -> tuple[bytes, bytes]:
+            return b"its last line\n", b""
+
+    container = Container(start_seconds=0.7)
+    container._container, container._url = Logs(), "http://127.0.0.1:1"
+    with pytest.raises(EngineUnavailable, match="did not answer within"):
+        container._wait()
+    assert [record.message for record in heard.records] == ["its last line"]
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import signal
@@ -29,6 +30,7 @@ from plugin.node import (
     LocalCluster,
     NodeError,
     PortTakenError,
+    StartError,
     ToolMissingError,
     assembly,
     cluster,
@@ -487,6 +489,95 @@ def test_a_failed_start_leaves_no_state(home: Path) -> None:
         with pytest.raises(PortTakenError):
             detached.start(ClusterOptions(http_port=taken.getsockname()[1]))
     assert not (home / "node" / "state.json").exists()
+
+
+def launched(folder: Path, program: str = SLEEP) -> cluster.Launched:
+    """A process as a node of that folder."""
+    node = cluster.Node("node-1", 0, 9200, folder / "node-1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, node.process.marker], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return cluster.Launched(dataclasses.replace(node, pid=process.pid), process)
+
+
+@pytest.fixture
+def other(home: Path) -> Iterator[cluster.Launched]:
+    """A node in the folder of the command line's cluster."""
+    one = launched(home / "node")
+    yield one
+    one.process.kill()
+    one.process.communicate()
+
+
+def test_two_starts_at_a_time_do_not_get_into_each_others_way(
+    home: Path, other: cluster.Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def launch(options: ClusterOptions, folder: Path) -> Iterator[cluster.Launched]:
+        begun.append(folder)
+        assert len(begun) == 1
+        with pytest.raises(NodeError, match="another start is under way"):
+            detached.start(options)
+        yield other
+
+    monkeypatch.setattr(detached, "launch", launch)
+    monkeypatch.setattr(detached, "wait_until_ready", lambda *_: None)
+    assert detached.start(ClusterOptions()) == (other.node,)
+    assert detached.status().nodes == (other.node,)
+    with pytest.raises(NodeError, match="already runs"):
+        detached.start(ClusterOptions())
+
+
+def test_a_failed_start_keeps_the_state_of_a_node_that_runs(
+    home: Path, other: cluster.Launched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(options: ClusterOptions, folder: Path) -> Iterator[cluster.Launched]:
+        detached._write_state([other.node])
+        yield from ()
+        raise AssemblyError("no")
+
+    monkeypatch.setattr(detached, "launch", launch)
+    with pytest.raises(AssemblyError):
+        detached.start(ClusterOptions())
+    assert detached.status().nodes == (other.node,)
+
+
+NOTE = """\
+[2026-01-05T06:57:17,422][WARN ][o.t.o.SidecarClient      ] no sidecar (java.net.ConnectException)
+java.net.ConnectException: Connection refused
+\tat java.base/sun.nio.ch.Net.pollConnect(Native Method)
+[2026-01-05T06:57:18,422][INFO ][o.o.n.Node               ] CircuitBreakingException is possible
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (NOTE, ""),
+        (
+            f"{NOTE}[2026-01-05][ERROR][o.o.b.B] node failed\na.b.CException: x\n",
+            "a.b.C",
+        ),
+        (f'{NOTE}Exception in thread "main" a.b.DException: x\n', "Exception in thread"),
+        (f"{NOTE}uncaught exception in thread [main]\na.b.EException: x\n", "a.b.E"),
+        ("Error occurred during initialization of VM\nno room\n", "Error occurred"),
+        (f"{NOTE}a.b.FException: x\nLikely root cause: a.b.GException: y\n", "Likely root cause"),
+    ],
+)
+def test_a_start_that_failed_tells_of_an_error_and_of_no_warning(
+    tmp_path: Path, log: str, reason: str
+) -> None:
+    one = launched(tmp_path, "")
+    one.process.communicate()
+    one.node.log_file.parent.mkdir(parents=True)
+    one.node.log_file.write_text(log)
+    with pytest.raises(StartError) as caught:
+        cluster.wait_until_ready([one], 5)
+    told = f" ({reason}" if reason else ": see"
+    assert str(caught.value).startswith(f"node-1 ended with status 0{told}")
 
 
 # Command line

@@ -55,7 +55,8 @@ class FakeCluster(Connection):
             else:
                 del stored[path[2]]
             return {"acknowledged": True}
-        names = [name for name in state["indices"] if path[0] in ("*", name)]
+        meant = state["aliases"].get(path[0], [path[0]])
+        names = [name for name in state["indices"] if path[0] == "*" or name in meant]
         if not names and path[0] != "*":
             return None
         if path[1] == "_mapping":
@@ -86,6 +87,7 @@ def state() -> dict[str, Any]:
     return {
         "nodes": {"a": node("title_rerank_candidates", "title_rerank")},
         "pipelines": {},
+        "aliases": {"both": ["docs", "more"]},
         "indices": {"docs": copy.deepcopy(index), "more": copy.deepcopy(index)},
     }
 
@@ -211,6 +213,25 @@ def test_fields_that_do_not_come_back_are_warned_of(
     assert [warning.split(" of index")[0] for warning in warnings] == warned
 
 
+def test_a_window_that_an_index_does_not_give_out_is_refused_before_anything_changes(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["indices"]["docs"]["settings"]["index.max_result_window"] = "80"
+    state["indices"]["more"]["settings"]["index.max_result_window"] = "50"
+    before = unchanged(state)
+    for index, limit in (("docs", 80), ("both", 50), ("*", 50)):
+        for force in (False, True):
+            with pytest.raises(PipelineError, match=rf"is {limit}\): give --window {limit}$"):
+                pipelines.install(client, index, Pipeline(), force=force)
+    assert state == before
+    pipelines.install(client, "both", Pipeline(window=50))
+    assert default_of(state, "docs") == default_of(state, "more") == "titlecast-both"
+
+
+def test_a_window_as_large_as_an_index_gives_out_by_default_is_taken(client: OpenSearch) -> None:
+    pipelines.install(client, "docs", Pipeline(window=10_000))
+
+
 def test_another_default_is_replaced_by_force_only(
     client: OpenSearch, state: dict[str, Any]
 ) -> None:
@@ -242,6 +263,78 @@ def test_a_foreign_pipeline_of_the_name_is_replaced_by_force_only(
     assert state["pipelines"]["theirs"] == pipeline_body(Pipeline())
 
 
+def with_parts(change: str) -> dict[str, Any]:
+    """Ours, with one thing that `install` does not write."""
+    body = pipeline_body(Pipeline())
+    request, response = body["request_processors"], body["response_processors"]
+    if change == "filter_query":
+        request.insert(0, {"filter_query": {"query": {"term": {"public": True}}}})
+    elif change == "truncate_hits":
+        response.append({"truncate_hits": {"target_size": 5}})
+    elif change == "normalization-processor":
+        body["phase_results_processors"] = [{"normalization-processor": {}}]
+    elif change == "title_rerank.on_failure":
+        response[0]["title_rerank"]["on_failure"] = "error"
+    elif change == "title_rerank_candidates.ignore_failure":
+        request[0]["title_rerank_candidates"]["ignore_failure"] = True
+    elif change == "title_rerank_candidates.title_field":
+        request[0]["title_rerank_candidates"]["title_field"] = "meta.headline"
+    else:
+        body[change] = "theirs"
+    return body
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("filter_query", "truncate_hits", "normalization-processor", "title_rerank.on_failure"),
+        *("title_rerank_candidates.ignore_failure", "title_rerank_candidates.title_field"),
+        *("version", "description"),
+    ],
+)
+def test_a_pipeline_that_holds_more_is_replaced_by_force_only(
+    client: OpenSearch, state: dict[str, Any], part: str
+) -> None:
+    pipelines.install(client, "docs", Pipeline())
+    state["pipelines"]["titlecast-docs"] = with_parts(part)
+    before = unchanged(state)
+    with pytest.raises(PipelineError, match=rf"\({part}\): choose another --name, or give --force"):
+        pipelines.install(client, "docs", Pipeline(window=7))
+    assert state == before
+    pipelines.install(client, "docs", Pipeline(window=7), force=True)
+    assert state["pipelines"]["titlecast-docs"] == pipeline_body(Pipeline(window=7))
+
+
+def test_a_pipeline_that_leaves_options_out_loses_nothing(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["pipelines"]["titlecast-docs"] = {
+        "request_processors": [{"title_rerank_candidates": {}}],
+        "response_processors": [{"title_rerank": {"timeout": "1m"}}],
+    }
+    pipelines.install(client, "docs", Pipeline())
+    assert state["pipelines"]["titlecast-docs"] == pipeline_body(Pipeline())
+
+
+def test_a_pipeline_that_other_indices_use_is_changed_by_force_only(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["indices"]["third"] = copy.deepcopy(state["indices"]["docs"])
+    for index in ("more", "third"):
+        pipelines.install(client, index, Pipeline(), name="site")
+    before = unchanged(state)
+    changed = Pipeline("meta.headline")
+    for index in ("docs", "more"):  # it is the default of one of them already
+        others = "more, third" if index == "docs" else "third"
+        with pytest.raises(PipelineError, match=f"also the default of {others}: choose another"):
+            pipelines.install(client, index, changed, name="site")
+    assert state == before
+    pipelines.install(client, "docs", Pipeline(), name="site")  # nothing changes for the others
+    pipelines.install(client, "*", changed, name="site")  # all of them are meant
+    pipelines.install(client, "docs", Pipeline(window=7), name="site", force=True)
+    assert state["pipelines"] == {"site": pipeline_body(Pipeline(window=7))}
+
+
 def test_installed_reads_back_what_was_installed(client: OpenSearch, state: dict[str, Any]) -> None:
     pipeline = Pipeline("meta.headline", ("passage", "title"), 50, 0, "2s")
     pipelines.install(client, "docs", pipeline, name="ours")
@@ -250,6 +343,31 @@ def test_installed_reads_back_what_was_installed(client: OpenSearch, state: dict
     (found,) = pipelines.installed(client)
     assert (found.name, found.pipeline, found.indices) == ("ours", pipeline, ("docs", "more"))
     assert found.body == pipeline_body(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("request_", "response", "fields"),
+    [
+        ({"title_field": "t", "passage_field": ["a", "b"]}, {}, ("t", ("a", "b"))),
+        ({"title_field": "t", "passage_field": "a"}, {"title_field": "r"}, ("r", ("passage",))),
+        ({"title_field": "t"}, {"passage_field": "p"}, ("title", ("p",))),
+        ({"passage_field": "a"}, {"passage_depth": 5}, ("title", ("a",))),
+        ({}, {}, ("title", ("passage",))),
+    ],
+)
+def test_fields_are_those_that_the_plugin_reads(
+    client: OpenSearch,
+    state: dict[str, Any],
+    request_: dict[str, Any],
+    response: dict[str, Any],
+    fields: tuple[str, tuple[str, ...]],
+) -> None:
+    state["pipelines"]["ours"] = {
+        "request_processors": [{"title_rerank_candidates": request_}],
+        "response_processors": [{"title_rerank": response}],
+    }
+    (found,) = pipelines.installed(client)
+    assert (found.pipeline.title_field, found.pipeline.passage_fields) == fields
 
 
 def test_installed_can_be_asked_of_one_index(client: OpenSearch) -> None:

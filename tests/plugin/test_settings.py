@@ -120,6 +120,15 @@ def test_options_come_before_the_environment_and_that_before_the_file(
         (None, "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"TITLECAST_MAX_HIT=7", "no setting TITLECAST_MAX_HIT:"),
+        (b"#\n\nAPI_KEY=secret\n", "line 3 of the settings file"),
+        (b"API_KEY=secret\n", "names begin with TITLECAST_"),
+        (b"TITLECAST_PORT=1\nTITLECAST_API_KEY: secret\n", "line 2"),
+        (b"TITLECAST_API_KEY: secret\n", "write it like TITLECAST_PORT=8900"),
+        (b"TITLECAST_API_KEY secret\n", "write it like"),
+        (b"secret\n", "write it like"),
+        (b"TITLECAST_API_KEY='secret\n", "write it like"),
+        (b"TITLECAST_API_KEY=\n", "TITLECAST_API_KEY is empty"),
+        (b"TITLECAST_API_KEY_FILE=''\n", "TITLECAST_API_KEY_FILE is empty"),
         (b"TITLECAST_MAX_HITS=none", "TITLECAST_MAX_HITS cannot be used"),
     ],
 )
@@ -131,6 +140,29 @@ def test_a_file_that_cannot_be_is_named(tmp_path: Path, content: bytes | None, w
         load_settings(file)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_a_file_s_lines_are_read_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NAME", "expanded")
+    file = tmp_path / "settings"
+    file.write_text(
+        "\ufeffTITLECAST_PORT=1\n# none\n\nexport titlecast_max_hits=2  # few\nTITLECAST_THREADS=\n"
+        "TITLECAST_API_KEY='a${NAME}b' \n",
+        "utf-8",
+    )
+    settings = load_settings(file)
+    assert (settings.port, settings.max_hits, settings.threads) == (1, 2, None)
+    assert settings.keys.admit(b"Bearer a${NAME}b")
+
+
+@pytest.mark.parametrize("name", ["TITLECAST_API_KEY", "TITLECAST_API_KEY_FILE"])
+def test_an_empty_key_lets_nobody_in(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "")
+    with pytest.raises(SettingsError, match=f"{name} is empty"):
+        load_settings()
 
 
 def test_several_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

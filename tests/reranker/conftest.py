@@ -97,6 +97,8 @@ def write_models(folder: Path) -> Path:
                 "passage_first_stage": 1.0,
                 "title_only": 1.0,
                 "title_only_first_stage": 0.25,
+                "title_coverage": 1.5,
+                "passage_coverage": 2.5,
             }
         )
     )

@@ -75,12 +75,14 @@ def test_a_file_from_before_some_weights_is_read_as_it_was_meant(tmp_path):
 
 
 def test_fused_scores_by_hand():
-    fusion = Fusion(2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0)
-    logits, first = np.array([1.0, 0.0]), np.array([0.5, -1.0])
-    assert fusion.titles(logits, first, alone=False).tolist() == [3.5, -3.0]
-    assert fusion.titles(logits, first, alone=True).tolist() == [21.5, -17.0]
-    scores = fusion.passages(np.array([1.0, np.nan]), logits, first)
-    assert scores[0] == 17.5
+    fusion = Fusion(
+        2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, title_coverage=19.0, passage_coverage=23.0
+    )
+    logits, first, held = np.array([1.0, 0.0]), np.array([0.5, -1.0]), np.array([0.5, 1.0])
+    assert fusion.titles(logits, first, held, alone=False).tolist() == [13.0, 16.0]
+    assert fusion.titles(logits, first, held, alone=True).tolist() == [21.5, -17.0]
+    scores = fusion.passages(np.array([1.0, np.nan]), logits, first, held)
+    assert scores[0] == 29.0
     assert np.isnan(scores[1])
 
 

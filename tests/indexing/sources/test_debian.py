@@ -1,3 +1,5 @@
+import gzip
+import random
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,14 @@ def test_a_paragraph_that_never_ends_is_not_held_in_memory(
     assert isinstance(wrong, Failure)
     assert wrong.location == "status:1"
     assert "longer than 1000" in wrong.reason
+
+
+def test_what_a_packages_second_fault_cuts_stays_cut(tmp_path: Path) -> None:
+    whole = gzip.compress(b"Package: a\nno colon\n" + b" " + random.Random(1).randbytes(9000))
+    (wrong,) = read(tmp_path, whole[:-4000])
+    assert isinstance(wrong, Failure)
+    assert "`Field: value`" in wrong.reason
+    assert wrong.cut
 
 
 @given(

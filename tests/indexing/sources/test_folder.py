@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 
 from indexing.passages import passage_id
 from indexing.records import Document, Failure, Record, Skip
-from indexing.sources import folder
+from indexing.sources import SourceError, folder, guess_format
 from indexing.sources.folder import Page, Section, parse_html, parse_markdown
 
 MARKDOWN = """\
@@ -147,6 +149,33 @@ def test_sections_become_documents_in_the_order_of_the_files(tmp_path: Path) -> 
         Skip("f.md", "no text in it"),
         Document(passage_id("a/c.html", 0, "text"), "Sea", "text", page_id="a/c.html", position=0),
     ]
+
+
+def test_a_folder_that_cannot_be_read_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.md", "b/2.md", "c/3.md"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("text")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if Path(path).name == shut:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for place, shut in enumerate("abc"):
+        found = list(folder.documents(tmp_path))
+        failure = found.pop(place)
+        assert failure == Failure(
+            str(tmp_path / shut), "the folder cannot be read: Permission denied", cut=True
+        )
+        assert [type(one) for one in found] == [Document, Document]
+        assert guess_format(str(tmp_path)) == "folder"
+    shut = tmp_path.name
+    with pytest.raises(SourceError, match="cannot be read: Permission denied"):
+        guess_format(str(tmp_path))
 
 
 def test_one_file_is_a_source_too(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from indexing.records import Document, Record, Skip
+from indexing.records import Document, Failure, Record, Skip
 from indexing.sources import pydoc
 from indexing.sources.pydoc import split_calls, split_summary
 
@@ -115,6 +116,18 @@ def test_modules_of_other_platforms_are_skipped_with_a_reason(records: list[Reco
 def test_too_little_time_is_an_error() -> None:
     with pytest.raises(OSError, match="more than 0 s"):
         list(pydoc.documents(seconds=0.01))
+
+
+def test_a_walk_that_ends_early_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "walk.py"
+    script.write_text(
+        'print(\'{"skip": "a", "reason": "b"}\', flush=True)\nraise SystemExit("down")'
+    )
+    monkeypatch.setattr(pydoc, "_SCRIPT", script)
+    assert list(pydoc.documents()) == [
+        Skip("a", "b"),
+        Failure("pydoc", "the walk ended early (status 1): down", cut=True),
+    ]
 
 
 @pytest.mark.parametrize(

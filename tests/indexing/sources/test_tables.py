@@ -52,6 +52,8 @@ def test_wrong_rows_fail_alone(tmp_path: Path) -> None:
     assert "'id'" in no_id.reason
     assert "still open where the file ends" in open_.reason
     assert open_.location == "some.csv:6"
+    assert open_.reason.endswith("lines behind it that it took in: 1")
+    assert [one.cut for one in (short, bytes_, no_id, open_)] == [False, False, False, True]
 
 
 def test_a_quote_that_is_never_closed_is_not_held_in_memory(
@@ -61,8 +63,55 @@ def test_a_quote_that_is_never_closed_is_not_held_in_memory(
     failure, *rest = read(tmp_path, 'id,title\n1,"open\n' + "2,some text\n" * 300)
     assert isinstance(failure, Failure)
     assert "still open at some.csv:" in failure.reason
+    assert failure.cut
     assert len(rest) > 200
     assert all(isinstance(one, Document) for one in rest)
+
+
+def test_a_quote_within_a_value_is_text(tmp_path: Path) -> None:
+    rows = [f'{n},Pipe {n}" wide{" x" * (n % 3)}' for n in range(99)]
+    data = 'id,ti"tle\n' + "\n".join([*rows, '99,"6"" pipe, 5"" wide\n"" long"', "100,b"]) + "\n"
+    found = read(tmp_path, data, FieldMap("id", ('ti"tle',)))
+    assert [one.id for one in found] == [str(n) for n in range(101)]
+    assert [f"{one.id},{one.title}" for one in found[:99]] == rows
+    assert found[99].title == '6" pipe, 5" wide\n" long'
+
+
+def test_a_row_of_many_lines_that_is_none_says_so(tmp_path: Path) -> None:
+    broken, good = read(tmp_path, 'id,title\n1,"open\n2,b\n3,"c",d\n4,e\n')
+    assert (
+        "2 columns are needed, as in the header, not 3; lines behind it that it took in: 2"
+        in broken.reason
+    )
+    assert broken.cut
+    assert good == Document("4", "e", "")
+    broken, good = read(tmp_path, b'id,title\n1,"open\n2,b\n\xff\n4,e\n')[::2]
+    assert "broken at some.csv:4; lines behind it that it took in: 1" in broken.reason
+    assert broken.cut
+
+
+def test_a_header_that_is_none_ends_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(row: str, delimiter: str) -> list[str]:
+        raise csv.Error("some reason")
+
+    monkeypatch.setattr(tables, "_cells", fail)
+    assert read(tmp_path, "id,title\n1,a\n") == [
+        Failure("some.csv:1", "not CSV: some reason", "id,title", cut=True)
+    ]
+
+
+@given(st.lists(st.text('a," ;'), max_size=9), st.booleans())
+def test_a_quote_is_open_where_csv_finds_it_open(lines: list[str], quoted: bool) -> None:
+    """The slow way: csv itself takes the next line into the row, or does not."""
+    row = 'x,"' if quoted else "x"
+    for line in lines:
+        start = f"{row}\n" if quoted else ""
+        rows = list(csv.reader([f"{start}{line}\n", "END\n"]))
+        quoted = tables._stays_quoted(line, quoted, ",")
+        assert (rows[-1:] == [["END"]]) == (not quoted)
+        row = f"{start}{line}"
 
 
 def test_a_long_value_is_read(tmp_path: Path) -> None:
@@ -143,6 +192,63 @@ def test_many_rows_come_in_their_order(tmp_path: Path) -> None:
     ids = [str(number) for number in range(2_000)]
     path = write(tmp_path / "a.parquet", {"id": ids, "title": ids}, row_group_size=300)
     assert [one.id for one in open_source(path).records if isinstance(one, Document)] == ids
+
+
+def far(type_: Any, value: int) -> Any:
+    """600 values of which one is beyond what Python can hold."""
+    integer = pyarrow.int32() if type_ == pyarrow.date32() else pyarrow.int64()
+    return pyarrow.array([value if n == 300 else n for n in range(600)], integer).cast(type_)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        far(pyarrow.timestamp("us"), 400_000_000_000_000_000),
+        far(pyarrow.date32(), 9_000_000),
+        far(pyarrow.duration("s"), 9 * 10**17),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_what_python_cannot_hold_fails_its_row_alone(tmp_path: Path, column: Any) -> None:
+    ids = [str(number) for number in range(600)]
+    path = write(tmp_path / "a.parquet", {"id": ids, "title": ids, "when": column})
+    found = list(open_source(path).records)
+    failure = found.pop(300)
+    assert isinstance(failure, Failure)
+    assert failure.location == "a.parquet:301"
+    assert "field 'when' cannot be read" in failure.reason
+    assert not failure.cut
+    assert [one.id for one in found if isinstance(one, Document)] == [*ids[:300], *ids[301:]]
+
+
+def test_nanoseconds_are_read_as_microseconds(tmp_path: Path) -> None:
+    instant = 1_700_000_000_000_001_999
+    columns = {
+        "id": ["1"],
+        "title": ["t"],
+        "when": pyarrow.array([instant], pyarrow.timestamp("ns")),
+        "zoned": pyarrow.array([instant], pyarrow.timestamp("ns", "UTC")),
+        "took": pyarrow.array([2_500_001_999], pyarrow.duration("ns")),
+        "at": pyarrow.array([1_999], pyarrow.time64("ns")),
+        "deep": pyarrow.array(
+            [[{"a": instant}]],
+            pyarrow.list_(pyarrow.struct([("a", pyarrow.timestamp("ns"))])),
+        ),
+    }
+    (found,) = open_source(write(tmp_path / "a.parquet", columns)).records
+    when = "2023-11-14T22:13:20.000001"
+    assert found == Document(
+        "1",
+        "t",
+        "",
+        {
+            "when": when,
+            "zoned": f"{when}+00:00",
+            "took": 2.500001,
+            "at": "00:00:00.000001",
+            "deep": [{"a": when}],
+        },
+    )
 
 
 def test_rows_without_text_fail_alone(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,35 @@ def test_a_line_that_cannot_be_read_is_the_one_fault_of_its_document(tmp_path: P
     assert isinstance(outside, Failure)
     assert (inside.location, outside.location) == ("ft:3", "ft:5")
     assert good == Document("2", "", "text")
+
+
+def test_what_a_documents_second_fault_cuts_stays_cut(tmp_path: Path) -> None:
+    path = tmp_path / "ft"
+    whole = gzip.compress(b"<DOC>\n" + b"x" * 100 + b"\n" + os.urandom(9000))
+    path.write_bytes(whole[:-4000])
+    (failure,) = trec.documents(LineFile(path, max_line_bytes=50))
+    assert isinstance(failure, Failure)
+    assert failure.reason == "the line is 101 bytes long, more than 50"
+    assert failure.cut
+
+
+def test_a_file_of_a_folder_that_cannot_be_opened_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text(f"<DOC><DOCNO>{name}</DOCNO>text</DOC>")
+    opened = Path.open
+
+    def refuse(path: Path, *options: str) -> object:
+        if path.name == "b":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    first, failure, last = open_source(str(tmp_path), "trec").records
+    assert isinstance(failure, Failure)
+    assert failure.cut
+    assert (first, last) == (Document("a", "", "text"), Document("c", "", "text"))
 
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,17 @@ def test_a_folder_without_fusion_holds_one_model(tmp_path: Path, data: Path, sta
     assert ("title stage" in rows(read)) == (stage == "title")
 
 
+@pytest.mark.parametrize("unread", [1, 10, 98])
+def test_hits_that_were_not_read_change_no_fusion(tmp_path: Path, data: Path, unread: int) -> None:
+    hits = [("d2", 1.0), ("d1", 0.9), *((f"x{place}", 0.0) for place in range(unread))]
+    lines = [f"q2 Q0 {key} {rank} {score} t" for rank, (key, score) in enumerate(hits, start=1)]
+    (tmp_path / "a.run").write_text("\n".join(lines))
+    options = ("--run", tmp_path / "a.run", "--stage", "passage", "--measures", "RR@10")
+    for depth, reciprocal in ((0, 1 / 2), (2, 1.0)):  # read, d1 is far better than d2
+        read = report(tmp_path, data, *options, "--passage-depth", depth)
+        assert mean(read, "a + passage stage (0.5)", "RR@10") == reciprocal / 2  # of two queries
+
+
 class OtherTitles(Titles):
     name = "other titles"
 
@@ -303,6 +315,40 @@ def test_errors_name_the_remedy(
         run(data)
 
 
+def test_what_would_fail_at_the_end_fails_before_the_work(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: Path | None = None, threads: int | None = None) -> Stages:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(Stages, "load", load)
+    missing = tmp_path / "missing"
+    for option in ("--json", "--save-run", "--plot", "--vectors"):
+        with pytest.raises(CommandError, match=f"There is no folder {missing} for x.png; make it"):
+            run(data, option, missing / "x.png")
+        with pytest.raises(CommandError, match="is a folder; give the name of a file"):
+            run(data, option, tmp_path)
+    with pytest.raises(ValueError, match="names no kind of picture"):
+        run(data, "--plot", tmp_path / "x.txt")
+    for measure in ("P", "AP(rel=0)", "ERR@10", "nonsense@1"):
+        with pytest.raises(ValueError, match=re.escape(measure)):
+            run(data, "--measures", f"nDCG@10,{measure}")
+    with pytest.raises(AssertionError, match="--seed"):
+        run(data, "--seed", -1)
+
+
+def test_what_was_measured_is_kept_where_a_run_cannot_be_written(
+    tmp_path: Path, data: Path
+) -> None:
+    texts = [{"_id": q.replace("q", "q "), "text": text} for q, text in QUERIES.items()]
+    (data / "queries.jsonl").write_text("".join(json.dumps(query) + "\n" for query in texts))
+    (data / "qrels/test.tsv").write_text("q 1\td2\t1\n")
+    options = ("--stage", "title", "--save-run", tmp_path / "run", "--json", tmp_path / "a.json")
+    with pytest.raises(ValueError, match="does not fit a run file"):
+        run(data, *options)
+    assert rows(json.loads((tmp_path / "a.json").read_text()))[0] == "BM25"
+
+
 def test_queries_that_the_model_was_trained_on_are_left_out_and_counted(
     tmp_path: Path, data: Path
 ) -> None:
@@ -343,6 +389,37 @@ def test_dense_and_hybrid_candidates(tmp_path: Path, data: Path) -> None:
     assert rows(again) == ["BM25", "dense", "ceiling"]
     assert "hnsw" in again["first_stage"]
     assert mean(again, "dense", "nDCG@10") == mean(read, "dense", "nDCG@10")
+
+
+def test_vectors_of_a_model_that_was_exported_again_are_not_read(
+    tmp_path: Path, data: Path
+) -> None:
+    model = tmp_path / "model"
+    options = ("--stage", "bm25", "--first-stage", "dense", "--model", model)
+    kept = ("--vectors", tmp_path / "v.npz")
+    write_model(model, "passage", random_encoder(SMALL, seed=1))
+    report(tmp_path, data, *options, *kept)
+    write_model(model, "passage", random_encoder(SMALL, seed=2))  # of the same name
+    with pytest.raises(ValueError, match="another model"):
+        run(data, *options, *kept)
+
+
+@pytest.mark.parametrize("kind", ["dense", "hybrid"])
+def test_a_first_stage_is_not_measured_on_its_own_training(
+    tmp_path: Path, data: Path, kind: str
+) -> None:
+    model = write_model(tmp_path / "models" / "passage", "passage", random_encoder(SMALL))
+    np.save(model / FILE, fingerprints(["heap"]))
+    (tmp_path / "models" / "title").mkdir()
+    np.save(tmp_path / "models" / "title" / FILE, fingerprints(["filmmaker"]))
+    for folder in (model.parent, model):  # of all models, or the passage model's own
+        options = ("--stage", "bm25", "--model", folder)
+        read = report(tmp_path, data, *options, "--first-stage", kind)
+        assert (read["left_out"], read["judged"]) == (1, 1)  # the title model plays no part
+        assert (
+            report(tmp_path, data, *options, "--first-stage", kind, "--trained-on")["judged"] == 2
+        )
+        assert report(tmp_path, data, *options)["judged"] == 2
 
 
 @pytest.mark.parametrize("kind", ["dense", "hybrid"])

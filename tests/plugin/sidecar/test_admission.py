@@ -98,6 +98,28 @@ def test_the_line_is_bounded_in_searches_and_in_work() -> None:
     run(test())
 
 
+def test_a_token_of_small_searches_says_little_of_large_ones() -> None:
+    async def test() -> None:
+        world = World()
+        line, large = world.line, Work(0, 3000)
+        line.observe(2, 0.01)  # also where it comes first
+        for _ in range(10):
+            line.observe(3000, 1.0)
+        for _ in range(100):
+            line.observe(2, 0.01)
+        await world.enter("computed", 3000)
+        line.check(large, deadline=3.5)  # a second in line, and one or two of its own
+        with pytest.raises(FullError, match=r"would wait 1... ms of the 1900 it has"):
+            line.check(large, deadline=1.9)
+        for _ in range(10):  # the machine has more to do
+            line.observe(3000, 3.0)
+        with pytest.raises(FullError, match=r"would wait 2... ms"):
+            line.check(large, deadline=3.5)
+        await world.finish("computed")
+
+    run(test())
+
+
 def test_small_work_goes_first_but_nobody_waits_for_ever() -> None:
     async def test() -> None:
         world = World()

@@ -13,6 +13,7 @@ import pytest
 from cohere.core.api_error import ApiError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from plugin.sidecar.app import build_app
 from plugin.sidecar.cohere import CohereRequest, CohereV1Request, to_search
@@ -175,7 +176,13 @@ def test_documents_that_are_cut_are_less_work(url: str, http: httpx.Client) -> N
         ({"documents": []}, 422, "documents"),
         ({"documents": ["a"] * 21}, 422, "MAX_HITS"),
         ({"documents": [{"body": "text"}]}, 422, "documents[0] has none of the fields"),
-        ({"documents": [{"text": "a", "more": {"deep": 1}}]}, 422, "documents[0]"),
+        (
+            {"documents": [{"text": "a", "more": {"deep": 1}}]},
+            422,
+            "documents[0] cannot be used, its",
+        ),
+        ({"documents": ["a", 5]}, 422, "documents[1] cannot be used, give a string"),
+        ({"documents": [None] * 21}, 422, "MAX_HITS"),  # before any of them is looked at
         ({"documents": [{"text": 7}]}, 422, "documents[0].text is no string"),
         ({"top_n": 0}, 422, "top_n"),
         ({"top_n": True}, 422, "top_n"),
@@ -190,6 +197,35 @@ def test_what_is_refused_is_said_as_cohere_says_it(
         v2.rerank(**{"model": "etr", "query": QUERY, "documents": STRINGS, **asked})
     assert error.value.status_code == status
     assert words in error.value.body["message"]
+
+
+@pytest.mark.parametrize("document", [7, None, [], {"a": []}, {"a": float("nan")}, {"a": {}}])
+def test_of_many_bad_documents_the_first_is_told(document: Any) -> None:
+    with pytest.raises(ValidationError) as error:
+        CohereRequest(query="q", documents=["fine", *[document] * 1000])
+    (first,) = error.value.errors()
+    assert first["loc"] == ("documents", 1)
+    fields = {str(n): [] for n in range(1000)}
+    with pytest.raises(ValidationError, match="its field '0' is a list") as error:
+        CohereRequest(query="q", documents=[fields])  # type: ignore[list-item]
+    assert error.value.error_count() == 1
+    with pytest.raises(ValidationError) as error:
+        CohereV1Request(query="q", documents=["a"], rank_fields=[5] * 100)  # type: ignore[list-item]
+    assert error.value.error_count() == 1
+
+
+def test_no_document_is_looked_through_for_thousands_of_fields() -> None:
+    with pytest.raises(ValidationError, match="at most 100 items"):
+        CohereV1Request(query="q", documents=["a"], rank_fields=[str(n) for n in range(101)])
+
+
+def test_what_is_flat_comes_back_as_it_was() -> None:
+    document = {"text": "a", "yes": True, "n": 10**40, "f": 1.5, "none": None, "s": "5"}
+    (read,) = CohereRequest(query="q", documents=[document]).documents
+    assert isinstance(read, dict)
+    assert list(map(repr, read.items())) == list(map(repr, document.items()))
+    (mended,) = CohereRequest(query="q", documents=[{"text\ud800": "\ud800"}]).documents
+    assert mended == {"text?": "?"}
 
 
 def test_the_key_is_asked_for(url: str, http: httpx.Client) -> None:

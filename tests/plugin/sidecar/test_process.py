@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,8 @@ def test_sigterm_loses_no_search(workers: int) -> None:
 
         wait_until(all_asked, PATIENCE)
         sidecar.popen.send_signal(signal.SIGTERM)  # without the rest of that time
+        time.sleep(0.3)
+        sidecar.popen.send_signal(signal.SIGTERM)  # impatience changes nothing more
         for caller in callers:  # what is under way is finished
             caller.join()
         assert sidecar.popen.wait(PATIENCE) == 0
@@ -261,6 +264,92 @@ def test_several_workers_share_a_port_their_numbers_and_their_weights() -> None:
         wait_until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
 
 
+def test_a_signal_to_the_whole_group_ends_no_worker_before_its_time() -> None:
+    with process("--threads=1", "--workers=2", drain_seconds=600) as sidecar:
+        wait_until(lambda: sidecar.number("titlecast_ready") == 2, PATIENCE)
+        workers = children(sidecar.popen.pid)
+        sidecar.popen.send_signal(signal.SIGTERM)  # as systemd sends it to the parent ...
+
+        def ready() -> float:
+            with connected(sidecar.client.base_url) as client:
+                return sample(client, "titlecast_ready")
+
+        wait_until(lambda: ready() == 0, PATIENCE)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for worker in workers:  # ... and to the others
+                os.kill(worker, number)
+        time.sleep(1)
+        assert children(sidecar.popen.pid) == workers
+        with connected(sidecar.client.base_url) as client:
+            assert client.post("/rerank", json=search(hits=HITS)).status_code == 200
+        sidecar.popen.send_signal(signal.SIGTERM)
+        assert sidecar.popen.wait(PATIENCE) == 0
+        assert all(ended(worker) for worker in workers)
+
+
+def test_a_worker_that_is_just_started_loads_anew_as_all_do() -> None:
+    with process("--threads=1", "--workers=2") as sidecar:
+
+        def number(name: str) -> float:
+            with connected(sidecar.client.base_url) as client:
+                return sample(client, name)
+
+        wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+        before = set(children(sidecar.popen.pid))
+        os.kill(min(before), signal.SIGKILL)
+        wait_until(lambda: len(set(children(sidecar.popen.pid)) - before) == 1, PATIENCE)
+        now = children(sidecar.popen.pid)
+        sidecar.popen.send_signal(signal.SIGHUP)
+        wait_until(lambda: number(DONE) == 2, PATIENCE)
+        assert children(sidecar.popen.pid) == now
+
+
+def handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process ignores or catches a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = re.findall(r"^Sig(?:Ign|Cgt):\s+([0-9a-f]+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
+def test_sighup_while_it_starts_is_noted() -> None:
+    with subprocess.Popen(
+        [*SERVE, f"--port={(port := free_port())}", "--threads=1"],
+        cwd=REPOSITORY,
+        stderr=subprocess.DEVNULL,
+    ) as popen:
+        try:
+            wait_until(lambda: handles(popen.pid, signal.SIGHUP), PATIENCE)
+            with connected(f"http://127.0.0.1:{port}") as client:
+                served = Process(popen, client)
+
+                def ready() -> bool:
+                    popen.send_signal(signal.SIGHUP)
+                    return served.get("/readyz") == 200
+
+                wait_until(ready, PATIENCE)
+                served.wait(DONE, 1)
+        finally:
+            popen.terminate()
+        assert popen.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(("command", "ignored"), [("serve", True), ("index", False)])
+def test_sighup_ends_no_sidecar_that_only_begins_to_start(command: str, ignored: bool) -> None:
+    code = (
+        "import signal, sys; import plugin.cli; assert 'typer' not in sys.modules;"
+        "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--debug", command],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert done.stdout == f"{ignored}\n"
+
+
 def linked_models(folder: Path) -> Path:
     """A folder of the shipped models, of which a file can be taken away."""
     folder.mkdir()
@@ -321,6 +410,32 @@ def test_a_worker_that_cannot_be_replaced_costs_no_search(tmp_path: Path) -> Non
     assert waits == [min(2.0**n, 60) for n in range(len(waits))]
     assert [line["status"] for line in lines] == [-9] + [1] * (len(waits) - 1)
     assert "the models cannot be loaded" in log.read_text()
+
+
+def test_where_no_process_can_be_started_those_that_serve_go_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as written,
+        process("--threads=1", "--workers=2", log=written) as sidecar,
+    ):
+
+        def number(name: str) -> float:
+            with connected(sidecar.client.base_url) as client:
+                return sample(client, name)
+
+        wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+        pid, (killed, other) = sidecar.popen.pid, children(sidecar.popen.pid)
+        limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        open_files = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_files - 1, limit[1]))
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: "no worker could be started" in log.read_text(), PATIENCE)
+        assert children(pid) == [other]
+        with connected(sidecar.client.base_url) as client:
+            assert client.post("/rerank", json=search(hits=HITS)).status_code == 200
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limit)
+        wait_until(lambda: number("titlecast_ready") == 2, PATIENCE)
+        assert other in children(pid)
 
 
 def test_where_no_worker_could_start_all_end_at_once_with_its_status(tmp_path: Path) -> None:

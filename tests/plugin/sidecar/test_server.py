@@ -1,8 +1,10 @@
-"""What the server hands to the system: an answer in one piece, counted before it is there."""
+"""What the server hands to the system, and what signals do that come at a bad moment."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 
 import uvicorn
 from uvicorn.server import ServerState
@@ -82,3 +84,41 @@ def test_what_is_under_way_at_the_end_has_the_time_of_the_settings():
     config = Server(build_app(Gated(), Settings()), Settings(grace_seconds=7)).config
     assert config.timeout_graceful_shutdown == 7
     assert config.timeout_keep_alive > 60  # longer than callers keep an idle connection
+
+
+def test_a_signal_waits_for_no_lock_of_whom_it_interrupts():
+    server = Server(build_app(Gated(), Settings()), Settings())
+    ready = server.sidecar.metrics.ready
+    ready.set(1)
+
+    def interrupted() -> None:
+        with ready._value._lock:  # which is held whenever the number is set or read
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                server.handle_exit(number, None)
+            server.reload()
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_the_loop_does_what_a_signal_asks_for():
+    server = Server(build_app(Gated(), Settings()), Settings(drain_seconds=600))
+    server.sidecar.metrics.ready.set(1)
+
+    async def signalled(number: signal.Signals) -> bool:
+        server.handle_exit(number, None)
+        return await server.on_tick(1)
+
+    async def leave() -> None:
+        assert not await signalled(signal.SIGTERM)
+        assert server.sidecar.leaving
+        assert server.sidecar.metrics.ready._value.get() == 0
+        assert await signalled(signal.SIGTERM)
+        assert await signalled(signal.SIGTERM)
+        assert not server.force_exit  # what is under way is finished, however often it is told
+        assert await signalled(signal.SIGINT)
+        assert server.force_exit
+
+    asyncio.run(leave())

@@ -224,6 +224,31 @@ def test_models_that_cannot_be_loaded_are_kept_as_the_reason() -> None:
         assert client.get("/readyz").status_code == 503
 
 
+def test_a_reload_during_the_first_load_comes_after_it() -> None:
+    first, models = threading.Event(), iter(["old", "new"])
+
+    def load() -> Loaded:
+        name = next(models)
+        if name == "old":  # read before they were exchanged, and slowly
+            first.wait(60)
+        return Loaded(Named(name), name)
+
+    async def load_both() -> str:
+        sidecar = Sidecar(Models(load), load_settings())
+        loading = asyncio.ensure_future(sidecar.begin())
+        await asyncio.sleep(0.1)
+        again = asyncio.ensure_future(sidecar.reload())
+        await asyncio.wait([again], timeout=0.5)
+        first.set()
+        await loading
+        assert await again
+        await sidecar.end()
+        assert sidecar.models.current is not None
+        return sidecar.models.current.reranker.name
+
+    assert asyncio.run(load_both()) == "new"
+
+
 def test_a_sidecar_that_leaves_answers_but_is_not_ready(client: httpx.Client) -> None:
     gated = Gated()
     app = build_app(gated, load_settings())
@@ -482,6 +507,20 @@ def test_callers_must_show_a_certificate_where_they_are_told_to(
                 ask(client, context)
 
 
+def test_a_caller_that_begins_no_handshake_is_cut_off(certificates: Certificates) -> None:
+    settings = certificates.settings(read_seconds=0.3)
+    server = Server(build_app(opened(), settings), settings)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=[[listener]], daemon=True)
+        thread.start()
+        with socket.create_connection(listener.getsockname()) as silent:
+            silent.settimeout(30)  # asyncio's own patience is a minute
+            with contextlib.suppress(ConnectionResetError):
+                assert silent.recv(1) == b""
+        server.end()
+        thread.join()
+
+
 def shown(server: ssl.SSLContext, client: ssl.SSLContext) -> bytes | None:
     """The certificate that a server shows to a client, which trusts it."""
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -501,6 +540,7 @@ def test_a_certificate_is_renewed_without_a_restart(
 
     async def reload() -> None:  # as SIGHUP does
         server.reload()
+        await server.on_tick(1)
         await asyncio.gather(*server._tasks)
 
     context = server.config.ssl

@@ -48,6 +48,14 @@ def test_single_letters_and_digits_are_words() -> None:
     assert found(BM25("ab", ["vitamin C", "plan 9"]), "9 c") == ["a", "b"]
 
 
+def test_where_words_are_not_those_of_the_standard_analyzer() -> None:
+    texts = ["don't", "3.5", "東京都", "cafe\u0301"]
+    bm25 = BM25("abcd", texts)
+    assert [found(bm25, word) for word in ("don", "5", "東京都")] == [["a"], ["b"], ["c"]]
+    assert [found(bm25, word) for word in ("東京", "café")] == [[], []]
+    assert found(bm25, "cafe") == ["d"]
+
+
 @pytest.mark.parametrize("texts", [[], ["", ""], ["the of", "and"]])
 def test_a_corpus_without_words_finds_nothing(texts: list[str]) -> None:
     bm25 = BM25([str(i) for i in range(len(texts))], texts)

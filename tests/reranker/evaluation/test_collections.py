@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from reranker.evaluation.collections import (
     Judgement,
     Query,
     guess_format,
+    read_beir_queries,
     read_collection,
     read_corpus,
     read_hover,
@@ -73,6 +75,20 @@ def test_pages_of_passages(collection: Collection) -> None:
     assert pages.corpus["Ed Wood"].text == "Edward Wood was an American filmmaker."
     assert pages.gold_sets["q1"] == (frozenset({"Ed Wood"}),)  # two passages, one page
     assert pages.qrels["q1"] == {"Ed Wood": 1}
+
+
+def test_blanks_around_a_title_make_no_page_of_their_own(tmp_path: Path) -> None:
+    documents = [Document("1", "Ed Wood ", "first"), Document("2", "Ed Wood"), Document("3", " ")]
+    collection = Collection.from_qrels("x", [Query("q", "?")], [Judgement("q", "1", 1)], documents)
+    pages = collection.by_page()
+    assert pages.corpus == {"Ed Wood": Document("Ed Wood", "Ed Wood", "first")}
+    assert pages.gold_sets["q"] == (frozenset({"Ed Wood"}),)
+    corpus = write_lines(
+        tmp_path / "c.jsonl", [{"_id": d.id, "title": d.title, "text": d.text} for d in documents]
+    )
+    record = {"id": "q", "input": "?", "output": [{"provenance": [{"title": "Ed Wood "}]}]}
+    pooled = read_collection(write_lines(tmp_path / "kilt.jsonl", [record]), corpora=[corpus])
+    assert (pooled.corpus, pooled.gold_sets) == (pages.corpus, pages.gold_sets)
 
 
 def test_a_query_whose_relevant_passages_lack_titles_is_not_judged_by_page() -> None:
@@ -207,6 +223,14 @@ def test_msmarco_documents_have_titles(tmp_path: Path) -> None:
         list(read_corpus(tmp_path / "bad.tsv"))
 
 
+def test_msmarco_documents_beside_their_lookup_table(tmp_path: Path) -> None:
+    (tmp_path / "msmarco-docs.tsv").write_text("D1\thttps://example.org\tHeapsort\tBody\n")
+    (tmp_path / "msmarco-docs-lookup.tsv").write_text("D1\t0\t0\n")
+    (tmp_path / "msmarco-docdev-queries.tsv").write_text("1\theapsort\n")
+    (tmp_path / "msmarco-docdev-qrels.tsv").write_text("1 0 D1 1\n")
+    assert read_collection(tmp_path).corpus == {"D1": Document("D1", "Heapsort", "Body")}
+
+
 TOPICS = """<top>
 <num> Number: 301
 <title> International Organized Crime
@@ -247,9 +271,21 @@ def test_qrels_formats(tmp_path: Path) -> None:
     assert list(read_qrels(path)) == expected
     path.write_text("q\t0\ta page title\t1\n\nq 0 d -1\n")
     assert list(read_qrels(path)) == expected
-    path.write_text("q 0 d high\n")
-    with pytest.raises(ValueError, match="line 1: expected query id"):
-        list(read_qrels(path))
+    path.write_text("q d 1\n")
+    assert list(read_qrels(path)) == [Judgement("q", "d", 1)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("q 0 d high", "q\td\t0.5", "q 0 d inf", "q 0 d nan", "q 1"),
+        *("q 0 a page 1", "q\t0\td\t1\tmore\t3"),  # which of the columns is the document?
+    ],
+)
+def test_what_is_no_judgement_names_the_line(tmp_path: Path, line: str) -> None:
+    (tmp_path / "qrels").write_text(f"q 0 d 1\n{line}\n")
+    with pytest.raises(ValueError, match=r"qrels, line 2: expected query id.*a whole number"):
+        list(read_qrels(tmp_path / "qrels"))
 
 
 def test_broken_json_and_missing_fields_name_the_place(tmp_path: Path) -> None:
@@ -263,9 +299,104 @@ def test_broken_json_and_missing_fields_name_the_place(tmp_path: Path) -> None:
         list(read_corpus(path))
 
 
+@pytest.mark.parametrize(
+    ("read", "text", "expected"),
+    [
+        (read_qrels, "q\td\t1\n", Judgement("q", "d", 1)),
+        (read_topics, "1\ttext\n", Query("1", "text")),
+        (read_beir_queries, '{"_id": "1", "text": "x"}\n', Query("1", "x")),
+        (read_corpus, '{"_id": "1", "title": "x"}\n', Document("1", "x")),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_the_text(
+    tmp_path: Path, read: Callable[[Path], Iterator[object]], text: str, expected: object
+) -> None:
+    (tmp_path / "file").write_text(text, encoding="utf-8-sig")
+    assert list(read(tmp_path / "file")) == [expected]
+
+
+def test_numbers_are_texts_and_null_is_none(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "c.jsonl", [{"_id": 7, "title": 1984, "text": None}])
+    assert list(read_corpus(path)) == [Document("7", "1984")]
+    page: dict[str, object] = {"wikipedia_id": 7, "wikipedia_title": None, "text": ["", None, "a"]}
+    assert list(read_corpus(write_lines(path, [page]))) == [Document("7", "", "a")]
+    assert list(read_corpus(write_lines(path, [page | {"text": None}]))) == [Document("7", "")]
+    blank = {"id": 1, "input": "?", "output": [{"provenance": [{"title": " "}, {"title": 1984}]}]}
+    assert [gold.gold_sets for gold in read_kilt(write_lines(path, [blank]))] == [
+        (frozenset({"1984"}),)
+    ]
+
+
+PAGE = {"wikipedia_id": 1, "wikipedia_title": "x"}
+ITEM = {"id": 1, "input": "?"}
+CLAIM = {"uid": 1, "claim": "?"}
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "what"),
+    [
+        (read_corpus, {"_id": None, "title": "x"}, "lacks '_id'"),
+        (read_corpus, {"_id": "1", "title": ["x"]}, "'title' is not a text"),
+        (read_corpus, {"_id": "1", "text": True}, "'text' is not a text"),
+        (read_corpus, {"wikipedia_title": "x"}, "lacks 'wikipedia_id'"),
+        (read_corpus, PAGE | {"text": "not paragraphs"}, "'text' is not a list"),
+        (read_corpus, PAGE | {"text": [{}]}, "'text' is not a text"),
+        (read_beir_queries, {"_id": "1", "text": None}, "lacks 'text'"),
+        (read_beir_queries, {"_id": None, "text": "x"}, "lacks '_id'"),
+        (read_kilt, {"id": "1", "input": None}, "lacks 'input'"),
+        (read_kilt, ITEM | {"output": {"answer": "x"}}, "'output' is not a list"),
+        (read_kilt, ITEM | {"output": ["x"]}, "'output' holds 'x', not an object"),
+        (read_kilt, ITEM | {"output": [{"provenance": "x"}]}, "'provenance' is not a list"),
+        (read_kilt, ITEM | {"output": [{"provenance": ["x"]}]}, "'provenance' holds 'x', not an"),
+        (read_hover, CLAIM, "lacks 'supporting_facts'"),
+        (read_hover, CLAIM | {"supporting_facts": None}, "lacks 'supporting_facts'"),
+        (read_hover, CLAIM | {"supporting_facts": "x"}, "'supporting_facts' is not a list of"),
+        (read_hover, CLAIM | {"supporting_facts": [[]]}, "'supporting_facts' is not a list of"),
+        (
+            read_hover,
+            CLAIM | {"supporting_facts": ["Ed Wood"]},
+            "'supporting_facts' is not a list of",
+        ),
+    ],
+)
+def test_malformed_records_name_the_place(
+    tmp_path: Path,
+    read: Callable[[Path], Iterator[object]],
+    record: dict[str, object],
+    what: str,
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n" + json.dumps(record))
+    with pytest.raises(ValueError, match=rf"data\.jsonl, line 2:? {what}"):
+        list(read(path))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"_id": 1' + "0" * 5_000 + "}"])
+def test_json_that_cannot_be_read_names_the_place(tmp_path: Path, line: str) -> None:
+    (tmp_path / "c.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 1 is not a JSON object"):
+        list(read_corpus(tmp_path / "c.jsonl"))
+
+
+def test_files_of_other_encodings_are_named(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{"_id": "1", "title": "x"}\n' * 50, mtime=0)
+    broken = packed[:20] + b"\xff\xff" + packed[22:]
+    for name, content, what in (
+        ("c.jsonl", '{"_id": "ä"}'.encode("latin-1"), "is not UTF-8 text"),
+        ("c.jsonl.gz", b'{"_id": "1"}', "is not a whole gzip file"),
+        ("c.jsonl.gz", packed[:-9], "is not a whole gzip file"),
+        ("c.jsonl.gz", broken, "is not a whole gzip file"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} {what}"):
+            list(read_corpus(tmp_path / name))
+
+
 def test_a_folder_without_judgements_is_named_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no file of queries: none is called .*\.$"):
+    with pytest.raises(ValueError, match="holds no queries; give a BEIR folder, a KILT or HoVer"):
         read_collection(tmp_path)
+    with pytest.raises(ValueError, match=r"has no file of queries: none is called .*\.$"):
+        read_collection(tmp_path, "trec")
     (tmp_path / "corpus.jsonl").write_text("")
     (tmp_path / "queries.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"no judgements: give a BEIR folder, with test\.tsv in"):

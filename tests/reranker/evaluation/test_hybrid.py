@@ -23,8 +23,6 @@ def unit(rows: np.ndarray) -> np.ndarray:
 class Given:
     """An encoder whose query says which vector it is."""
 
-    name = "given"
-
     def __init__(self, vectors: np.ndarray) -> None:
         self.vectors, self.calls = vectors, 0
 
@@ -115,17 +113,44 @@ def test_hybrid_candidates_through_real_models(small_models: Path):
     assert set(parts[0][:3] + parts[1][:3]) <= set(found)
 
 
-def test_vectors_are_kept_and_belong_to_a_corpus(tmp_path):
+def test_vectors_are_kept_and_belong_to_texts_and_a_model(tmp_path):
     corpus = {key: Document(key, "", key) for key in ("1", "0")}
     encoder = Given(unit(np.eye(2) + 0.1))
     path = tmp_path / "v.npz"
-    made = kept_vectors(path, corpus, encoder)
+    made = kept_vectors(path, corpus, encoder, "model")
     assert np.array_equal(made, encoder.vectors[[1, 0]])
-    assert np.array_equal(kept_vectors(path, corpus, encoder), made)
+    assert np.array_equal(kept_vectors(path, corpus, encoder, "model"), made)
     assert encoder.calls == 1
-    other = Given(encoder.vectors)
-    other.name = "other"
-    for wrong in ((dict(reversed(corpus.items())), encoder), (corpus, other)):
-        with pytest.raises(ValueError, match="another model or corpus"):
-            kept_vectors(path, *wrong)
+    reversed_ = dict(reversed(corpus.items()))
+    retitled = corpus | {"0": Document("0", "a title", "0")}
+    moved = corpus | {"0": Document("0", "0", "")}
+    for wrong in ((reversed_, "model"), (retitled, "model"), (moved, "model"), (corpus, "other")):
+        with pytest.raises(
+            ValueError, match=r"another model or of other .* give another --vectors"
+        ):
+            kept_vectors(path, wrong[0], encoder, wrong[1])
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_files_that_hold_no_kept_vectors(tmp_path):
+    path = tmp_path / "v.npz"
+    corpus = {"0": Document("0", "", "0")}
+    encoder = Given(unit(np.eye(1)))
+    kept_vectors(path, corpus, encoder, "model")
+    cut = path.read_bytes()[:-30]
+
+    def array():
+        with path.open("wb") as file:
+            np.save(file, np.eye(2))
+
+    for write in (
+        lambda: path.write_bytes(b"junk"),
+        lambda: path.write_bytes(b""),
+        lambda: path.write_bytes(cut),
+        array,
+        lambda: np.savez(path, other=np.eye(2)),
+        lambda: np.savez(path, vectors=np.array([{}]), model="model", documents=""),
+    ):
+        write()
+        with pytest.raises(ValueError, match="holds no vectors that can be read"):
+            kept_vectors(path, corpus, encoder, "model")

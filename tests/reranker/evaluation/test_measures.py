@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -122,6 +123,13 @@ def test_ir_measures_by_hand() -> None:
     assert values["R@2"] == pytest.approx([1 / 3])
 
 
+def test_several_names_of_one_measure() -> None:
+    names = ["RR@10", "AP", "MRR@10", "MAP"]
+    values = measure_rankings({"q": ["x", "a"]}, {"q": {"a": 1}}, {}, names, ["q"])
+    assert list(values) == names
+    assert all(per_query.tolist() == [0.5] for per_query in values.values())
+
+
 def test_queries_keep_their_order_and_a_missing_ranking_scores_zero() -> None:
     rankings = {"q2": ["a"], "unjudged": ["a"], "empty": []}
     qrels = {query: {"a": 1} for query in ("q1", "q2", "empty")}
@@ -139,9 +147,23 @@ def test_no_ranking_at_all() -> None:
 
 
 def test_unknown_measure_names_known_ones() -> None:
-    for name in ("nonsense@3", "KILT-R@0", "KILT-R", "", "nDCG@"):
+    names = ["nonsense@3", "KILT-R@0", "KILT-R", "", "nDCG@"]
+    names += ["P", "R", "BPM@5", "RBP(p=2)", "nDCG@10.5"]  # that lack a number, or have a wrong one
+    names += ["R@0", "nDCG@0", "P@0", "P@-1"]  # trec_eval would end the process
+    for name in names:
         with pytest.raises(ValueError, match="nDCG@10, RR@10"):
             measure_rankings({}, {}, {}, [name], [])
+
+
+def test_a_measure_that_cannot_be_calculated_is_named() -> None:
+    with pytest.raises(ValueError, match=r"AP\(rel=0\) cannot be calculated here; choose"):
+        measure_rankings({"q": ["a"]}, {"q": {"a": 1}}, {}, ["AP(rel=0)"], ["q"])
+
+
+@pytest.mark.skipif(find_spec("pyndeval") is not None, reason="what is to be missing is there")
+def test_a_measure_whose_package_is_missing_names_it() -> None:
+    with pytest.raises(ValueError, match=r"alpha_nDCG@10 cannot .* here: .*pyndeval.*; choose"):
+        measure_rankings({"q": ["a"]}, {"q": {"a": 1}}, {}, ["alpha_nDCG@10"], ["q"])
 
 
 def test_interval_of_equal_values_is_a_point() -> None:

@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from reranker.evaluation.trec import read_run, write_run
 
-# Page titles are ids here, so blanks inside are allowed.
+# Page titles are ids here, so blanks inside are allowed; a byte order mark is no text of a file.
 words = st.text(
-    st.characters(blacklist_categories=("Zs", "Zl", "Zp", "Cc", "Cs")), min_size=1, max_size=8
+    st.characters(
+        blacklist_categories=("Zs", "Zl", "Zp", "Cc", "Cs"), blacklist_characters="\ufeff"
+    ),
+    min_size=1,
+    max_size=8,
 )
 titles = st.lists(words, min_size=1, max_size=3).map(" ".join)
 scores = st.floats(allow_nan=False, allow_infinity=False)
@@ -38,6 +42,11 @@ def test_reading_sorts_by_score_and_drops_repeated_documents(tmp_path: Path) -> 
     path = tmp_path / "run"
     path.write_text("q Q0 a 1 0.5 t\nq\tQ0\tb\t2\t2\tt\nq Q0 c 3 5e-1 t\nq Q0 a 4 1.0 t\n\n")
     assert read_run(path) == {"q": [("b", 2.0), ("a", 1.0), ("c", 0.5)]}
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_query(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("q Q0 a 1 0.5 t\n", encoding="utf-8-sig")
+    assert read_run(tmp_path / "run") == {"q": [("a", 0.5)]}
 
 
 @pytest.mark.parametrize("line", ["q Q0 a 1 0.5", "q Q0 a 1 high t", "q Q0 a 1 nan t"])

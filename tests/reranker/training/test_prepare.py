@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,8 @@ def test_a_prepared_folder_keeps_what_it_was_made_of(tmp_path):
 
 class Asked:
     """A model that remembers what it was asked."""
+
+    tokenizer = SimpleNamespace(vocabulary={"the": 0, "described": 1})
 
     def __init__(self) -> None:
         self.queries: set[str] = set()

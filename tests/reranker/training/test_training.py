@@ -266,6 +266,28 @@ def test_being_named_counts_as_much_as_it_tells():
     assert fit_fusion({"set": plain}) == tells._replace(mention=0.0)
 
 
+def test_coverage_counts_as_much_as_it_tells():
+    rng = np.random.default_rng(0)
+    windows = []
+    for _ in range(150):
+        gold = np.zeros(12, dtype=bool)
+        gold[rng.integers(12)] = True
+        noise = rng.normal(size=(3, 12))
+        held = np.clip(rng.random(12) + 0.3 * gold, 0, 1)
+        windows.append(Window(noise[0], noise[1], noise[2], gold, coverage=held))
+    tells = fit_fusion({"set": windows})
+    assert min(tells.title_coverage, tells.passage_coverage) > 1.0
+    shuffled = [
+        Window(w.title, w.passage, w.first, w.gold, coverage=rng.permutation(w.coverage))
+        for w in windows
+    ]
+    assert fit_fusion({"set": shuffled}).title_coverage < 0.3 * tells.title_coverage
+    # Where no text holds more of the query than another, it says nothing.
+    plain = [Window(w.title, w.passage, w.first, w.gold) for w in windows]
+    nothing = fit_fusion({"set": plain})
+    assert (nothing.title_coverage, nothing.passage_coverage) == (0.0, 0.0)
+
+
 def test_sets_with_few_windows_are_left_out():
     window = Window(*np.zeros((3, 2)), np.array([True, False]))
     sets = {"large": [window] * 7, "small": [window] * 3, "few": [window] * 2}

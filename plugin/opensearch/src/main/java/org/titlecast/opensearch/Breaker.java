@@ -59,7 +59,7 @@ final class Breaker {
   }
 
   /**
-   * A search failed, and it was the sidecar's fault.
+   * A search failed, and it was the sidecar's fault; or a probe did.
    *
    * @param threshold failures in a row that open it
    * @return whether this opened it: it is to be probed from now on
@@ -74,6 +74,18 @@ final class Breaker {
     return opened;
   }
 
+  /**
+   * A search ran out of time: by the sidecar's fault, or by that of a pipeline that asks for more
+   * than its time allows, which must not cost all others their reranking.
+   *
+   * @param threshold failures in a row at which it matters, while this is closed
+   * @return whether the sidecar is to be asked how it is, for {@link #probed} or {@link #failed}
+   */
+  synchronized boolean late(int threshold) {
+    failures++;
+    return state == State.HALF_OPEN || (state == State.CLOSED && failures % threshold == 0);
+  }
+
   /** A search ended in a way that says nothing of the sidecar. */
   synchronized void undecided() {
     trying = false;
@@ -83,6 +95,9 @@ final class Breaker {
   synchronized void probed() {
     if (state == State.OPEN) {
       state = State.HALF_OPEN;
+    } else { // so searches that were late were so by their own fault
+      failures = 0;
+      trying = false;
     }
   }
 }

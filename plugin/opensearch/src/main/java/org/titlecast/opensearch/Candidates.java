@@ -21,13 +21,19 @@ import org.opensearch.search.sort.SortOrder;
  *
  * @param from first hit of the page that the client asked for
  * @param size hits of that page
+ * @param window hits that are reranked; the page may reach beyond them
  * @param queryText the words to rank by, taken from the query before the engine rewrote it
  * @param fields the fields that were asked for
  * @param shown the client's own view of {@code _source}, where more of it was fetched than the
  *     client may see; null where nothing is to be hidden
  */
 record Candidates(
-    int from, int size, String queryText, TextFields fields, @Nullable FetchSourceContext shown) {
+    int from,
+    int size,
+    int window,
+    String queryText,
+    TextFields fields,
+    @Nullable FetchSourceContext shown) {
 
   private static final String KEY = "title_rerank.candidates";
   private static final Object NONE = "none";

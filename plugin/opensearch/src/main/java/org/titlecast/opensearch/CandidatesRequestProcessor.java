@@ -93,12 +93,18 @@ public final class CandidatesRequestProcessor extends AbstractProcessor
     new Candidates(
             Candidates.from(source),
             Candidates.size(source),
+            window,
             QueryText.find(source, registry),
             fields,
             wider ? view : null)
         .remember(context);
+    // A page over the window's edge begins with hits that only the window's new order can name: in
+    // the engine's order it would repeat some that earlier pages have shown, and others would be
+    // on none.
+    long end = (long) Candidates.from(source) + Candidates.size(source);
+    int size = (int) Math.min(Math.max(window, end), Integer.MAX_VALUE);
     // A copy: the source may still belong to whoever sent the request, on this very node.
-    SearchSourceBuilder widened = source.shallowCopy().from(0).size(window);
+    SearchSourceBuilder widened = source.shallowCopy().from(0).size(size);
     return request.source(wider ? widened.fetchSource(wide) : widened);
   }
 
@@ -109,8 +115,8 @@ public final class CandidatesRequestProcessor extends AbstractProcessor
       return reason;
     }
     SearchSourceBuilder source = request.source();
-    if ((long) Candidates.from(source) + Candidates.size(source) > window) {
-      return "its page reaches beyond the window of " + window;
+    if (Candidates.from(source) >= window) {
+      return "its page lies beyond the window of " + window;
     }
     if (QueryText.find(source, registry) == null) {
       return "it has no query text";

@@ -34,7 +34,8 @@ final class Reordering {
   /**
    * The asked-for page in the new order, with the new scores.
    *
-   * @param order every hit of the response, best first
+   * @param order the response's first hits, the window, best first; those behind it follow as they
+   *     are
    * @param tookMillis our own time, added to the engine's
    */
   static SearchResponse reranked(
@@ -43,7 +44,7 @@ final class Reordering {
       Candidates candidates,
       long tookMillis,
       TitleRerankReport report) {
-    List<Placed> page = page(order, candidates);
+    List<Placed> page = page(followed(order, response.getHits()), candidates);
     float maxScore = order.isEmpty() ? response.getHits().getMaxScore() : order.get(0).score();
     SearchHits hits =
         select(response.getHits(), page.stream().map(Placed::index).toList(), maxScore, candidates);
@@ -60,6 +61,27 @@ final class Reordering {
     List<Integer> order = IntStream.range(0, all.getHits().length).boxed().toList();
     SearchHits hits = select(all, page(order, candidates), all.getMaxScore(), candidates);
     return rebuild(response, hits, tookMillis, report);
+  }
+
+  /**
+   * The window's order, and behind it the other hits in the engine's: their scores are to the last
+   * of the window's as the engine has them, so that they go on descending.
+   */
+  private static List<Placed> followed(List<Placed> order, SearchHits hits) {
+    int window = order.size();
+    if (window == 0 || window == hits.getHits().length) {
+      return order;
+    }
+    List<Placed> all = new ArrayList<>(order);
+    float last = order.get(window - 1).score();
+    double engines = hits.getAt(window - 1).getScore();
+    float above = last;
+    for (int i = window; i < hits.getHits().length; i++) {
+      float score = (float) (last * (hits.getAt(i).getScore() / engines));
+      above = score < above ? score : above; // a rescoring may not descend, and 0 / 0 is no number
+      all.add(new Placed(i, above));
+    }
+    return all;
   }
 
   private static <T> List<T> page(List<T> order, Candidates candidates) {

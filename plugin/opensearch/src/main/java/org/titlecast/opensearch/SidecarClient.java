@@ -221,24 +221,25 @@ final class SidecarClient implements Closeable {
     }
   }
 
-  /** Fails unless the sidecar says that it is ready. */
+  /** Fails unless the sidecar says in time, its whole answer included, that it is ready. */
   private CompletableFuture<Void> health(Sidecar sidecar) {
     Setup now = setup;
+    long limit = now.settings.timeout().millis();
     try {
-      return now.http
-          .sendAsync(
-              authorized(HttpRequest.newBuilder(URI.create(sidecar.url + "/health")))
-                  .timeout(Duration.ofMillis(now.settings.timeout().millis()))
-                  .build(),
-              BodyHandlers.discarding())
-          .thenAccept(
+      CompletableFuture<HttpResponse<Void>> sent =
+          now.http.sendAsync(
+              authorized(HttpRequest.newBuilder(URI.create(sidecar.url + "/health"))).build(),
+              BodyHandlers.discarding());
+      return sent.thenAccept(
               reply -> {
                 if (reply.statusCode() != 200) {
                   throw new CompletionException(new IOException("HTTP " + reply.statusCode()));
                 }
               })
+          .orTimeout(limit, TimeUnit.MILLISECONDS)
           .whenComplete(
               (ready, error) -> {
+                sent.cancel(true); // which frees the connection where time ran out
                 if (error != null && causedBy(error, ProtocolException.class)) {
                   replace(now.http);
                 }
@@ -246,6 +247,31 @@ final class SidecarClient implements Closeable {
     } catch (RuntimeException e) {
       return CompletableFuture.failedFuture(e);
     }
+  }
+
+  /** Counts a failure against a sidecar, which is left alone after too many. */
+  private void failed(Sidecar sidecar, Failure failure) {
+    if (sidecar.breaker.failed(setup.settings.breakerFailures())) {
+      logger.warn(
+          "sidecar [{}] failed {} times in a row ({}): no search is sent there until it answers",
+          sidecar.url,
+          sidecar.breaker.failuresInARow(),
+          failure.key());
+      probeLater(sidecar);
+    }
+  }
+
+  /** Asks a sidecar whose searches ran out of time whether it is to blame for that. */
+  private void probe(Sidecar sidecar) {
+    health(sidecar)
+        .whenComplete(
+            (ready, error) -> {
+              if (error == null) {
+                sidecar.breaker.probed();
+              } else {
+                failed(sidecar, Failure.TIMEOUT);
+              }
+            });
   }
 
   /** Asks a sidecar that is left alone how it is, again and again until it is well. */
@@ -357,9 +383,7 @@ final class SidecarClient implements Closeable {
       tried.add(sidecar);
       Setup now = setup;
       long left = Math.max(1, TimeUnit.NANOSECONDS.toMillis(deadline - System.nanoTime()));
-      // Less time than a connection may take says nothing of the sidecar, but of the pipeline.
-      boolean telling = left >= now.settings.connectTimeout().millis();
-      Attempt made = new Attempt(sidecar, now.http, telling);
+      Attempt made = new Attempt(sidecar, now.http);
       // Not all of the setup: a client that a request of its own leads to is never collected.
       int mostBytes = now.settings.maxResponseBytes();
       CompletableFuture<HttpResponse<byte[]>> sent;
@@ -453,14 +477,12 @@ final class SidecarClient implements Closeable {
   private final class Attempt {
     final Sidecar sidecar;
     final HttpClient http;
-    private final boolean telling;
     private final AtomicBoolean ended = new AtomicBoolean();
     private volatile CompletableFuture<?> sent;
 
-    Attempt(Sidecar sidecar, HttpClient http, boolean telling) {
+    Attempt(Sidecar sidecar, HttpClient http) {
       this.sidecar = sidecar;
       this.http = http;
-      this.telling = telling;
       sidecar.calls.increment();
       sidecar.underWay.incrementAndGet();
     }
@@ -480,15 +502,14 @@ final class SidecarClient implements Closeable {
       if (failure != Failure.CANCELLED) {
         sidecar.failures.increment();
       }
-      if (!failure.countsAgainstSidecar() || (failure == Failure.TIMEOUT && !telling)) {
+      if (failure == Failure.TIMEOUT) {
+        if (sidecar.breaker.late(setup.settings.breakerFailures())) {
+          probe(sidecar);
+        }
+      } else if (failure.countsAgainstSidecar()) {
+        failed(sidecar, failure);
+      } else {
         sidecar.breaker.undecided();
-      } else if (sidecar.breaker.failed(setup.settings.breakerFailures())) {
-        logger.warn(
-            "sidecar [{}] failed {} times in a row ({}): no search is sent there until it answers",
-            sidecar.url,
-            sidecar.breaker.failuresInARow(),
-            failure.key());
-        probeLater(sidecar);
       }
     }
   }

@@ -40,12 +40,14 @@ final class SidecarException extends RuntimeException {
     /** A fault of the plugin itself. */
     INTERNAL;
 
-    /** Whether it speaks against the sidecar; what a caller is to blame for never does. */
+    /**
+     * Whether it speaks against the sidecar by itself; what a caller may be to blame for never
+     * does.
+     */
     boolean countsAgainstSidecar() {
       return switch (this) {
-        case UNREACHABLE, UNRESOLVED, TLS, CONNECTION, TIMEOUT, UNAVAILABLE, UNUSABLE, TOO_LONG ->
-            true;
-        case BUSY, REFUSED, BREAKER_OPEN, IN_FLIGHT_BOUND, CANCELLED, INTERNAL -> false;
+        case UNREACHABLE, UNRESOLVED, TLS, CONNECTION, UNAVAILABLE, UNUSABLE, TOO_LONG -> true;
+        case TIMEOUT, BUSY, REFUSED, BREAKER_OPEN, IN_FLIGHT_BOUND, CANCELLED, INTERNAL -> false;
       };
     }
 

@@ -27,6 +27,7 @@ public final class TitleRerankReport extends SearchExtBuilder {
   private final List<Stage> stages;
   private final boolean complete;
   private final String model;
+  private final int cut;
   private final long tookMillis;
 
   private TitleRerankReport(
@@ -34,11 +35,13 @@ public final class TitleRerankReport extends SearchExtBuilder {
       List<Stage> stages,
       boolean complete,
       String model,
+      int cut,
       long tookMillis) {
     this.reason = reason;
     this.stages = stages;
     this.complete = complete;
     this.model = model;
+    this.cut = cut;
     this.tookMillis = tookMillis;
   }
 
@@ -56,18 +59,23 @@ public final class TitleRerankReport extends SearchExtBuilder {
                     stage.readString())),
         in.readBoolean(),
         in.readString(),
+        in.readVInt(),
         in.readVLong());
   }
 
-  /** The hits are in the sidecar's order. */
-  static TitleRerankReport applied(Answer answer, long tookMillis) {
+  /**
+   * The hits are in the sidecar's order.
+   *
+   * @param cut texts that were not sent to their end
+   */
+  static TitleRerankReport applied(Answer answer, int cut, long tookMillis) {
     return new TitleRerankReport(
-        null, answer.stages(), answer.complete(), answer.model(), tookMillis);
+        null, answer.stages(), answer.complete(), answer.model(), cut, tookMillis);
   }
 
   /** The hits are in the engine's order, because of this. */
   static TitleRerankReport notApplied(String reason) {
-    return new TitleRerankReport(reason, List.of(), false, "", 0);
+    return new TitleRerankReport(reason, List.of(), false, "", 0, 0);
   }
 
   /** Requests have no such section; this says what was meant. */
@@ -96,6 +104,7 @@ public final class TitleRerankReport extends SearchExtBuilder {
         });
     out.writeBoolean(complete);
     out.writeString(model);
+    out.writeVInt(cut);
     out.writeVLong(tookMillis);
   }
 
@@ -119,6 +128,7 @@ public final class TitleRerankReport extends SearchExtBuilder {
     builder.endArray();
     builder.field("complete", complete);
     builder.field("model", model);
+    builder.field("cut", cut);
     builder.field("took_ms", tookMillis);
     return builder.endObject();
   }
@@ -130,11 +140,12 @@ public final class TitleRerankReport extends SearchExtBuilder {
         && stages.equals(report.stages)
         && complete == report.complete
         && model.equals(report.model)
+        && cut == report.cut
         && tookMillis == report.tookMillis;
   }
 
   @Override
   public int hashCode() {
-    return Objects.hash(reason, stages, complete, model, tookMillis);
+    return Objects.hash(reason, stages, complete, model, cut, tookMillis);
   }
 }

@@ -1,6 +1,7 @@
 package org.titlecast.opensearch;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
@@ -209,7 +210,8 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
       // Without our request processor: the hits that are there, none of them left out.
       String text = QueryText.find(request.source(), node.registry());
       if (text != null) {
-        candidates = new Candidates(0, Integer.MAX_VALUE, text, TextFields.DEFAULT, null);
+        candidates =
+            new Candidates(0, Integer.MAX_VALUE, Integer.MAX_VALUE, text, TextFields.DEFAULT, null);
       }
     }
     // A second processor of this kind would cut the page out of the page.
@@ -223,19 +225,22 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
       SearchResponse response, Candidates candidates, long started) {
     TextFields read = Objects.requireNonNullElse(fields, candidates.fields());
     CompletableFuture<Answer> answer;
+    int cut = 0;
     long asked; // when the texts were read
     try {
-      List<Candidate> hits = read(response, read);
+      List<Candidate> hits = read(response, candidates.window(), read);
       if (hits.stream().allMatch(hit -> hit.title().isBlank() && hit.passage().isBlank())) {
         node.stats().withoutText();
         return CompletableFuture.completedFuture(
             inEngineOrder(response, candidates, noText(read), started));
       }
+      Fitting fitting = Fitting.of(hits);
+      cut = fitting.cut();
       asked = System.nanoTime();
       answer =
           node.sidecar()
               .rerank(
-                  new Call(candidates.queryText(), hits, passageDepth),
+                  new Call(candidates.queryText(), fitting.hits(), passageDepth),
                   timeout,
                   Origin.of(node.threadContext()),
                   node.executor());
@@ -244,6 +249,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
       answer = CompletableFuture.failedFuture(e);
     }
     long readAt = asked;
+    int cutTexts = cut;
     return answer
         .thenApply(
             order -> {
@@ -254,7 +260,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
                       order.hits(),
                       candidates,
                       millisSince(started),
-                      TitleRerankReport.applied(order, millisSince(started)));
+                      TitleRerankReport.applied(order, cutTexts, millisSince(started)));
               node.stats()
                   .reranked(
                       order.complete(),
@@ -265,9 +271,10 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
         .exceptionally(error -> withoutAnswer(response, candidates, asException(error), started));
   }
 
-  private List<Candidate> read(SearchResponse response, TextFields read) {
+  private List<Candidate> read(SearchResponse response, int window, TextFields read) {
     List<Candidate> hits = new ArrayList<>();
-    for (SearchHit hit : response.getHits()) {
+    SearchHit[] all = response.getHits().getHits();
+    for (SearchHit hit : Arrays.asList(all).subList(0, Math.min(window, all.length))) {
       Map<String, Object> source = source(hit.getSourceRef());
       hits.add(
           new Candidate(

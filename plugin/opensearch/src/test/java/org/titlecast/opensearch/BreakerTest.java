@@ -68,8 +68,47 @@ class BreakerTest {
   }
 
   @Test
-  void aProbeOfAClosedOneChangesNothing() {
-    breaker.probed();
+  void lateSearchesAloneNeverOpenIt() {
+    for (int i = 0; i < 3; i++) {
+      assertFalse(breaker.late(2));
+      assertTrue(breaker.late(2), "the sidecar is asked");
+      breaker.probed();
+      assertEquals(State.CLOSED, breaker.state());
+      assertEquals(0, breaker.failuresInARow());
+    }
+  }
+
+  @Test
+  void lateSearchesAndAFailedProbeOpenIt() {
+    breaker.late(2);
+    breaker.late(2);
+    assertTrue(breaker.failed(2));
+    assertEquals(State.OPEN, breaker.state());
+    assertFalse(breaker.late(2), "a call that began before");
+    assertFalse(breaker.late(2), "it is probed already");
+  }
+
+  @Test
+  void aSearchThatIsAnsweredMeanwhileOutweighsAFailedProbe() {
+    breaker.late(2);
+    breaker.late(2);
+    breaker.succeeded();
+    assertFalse(breaker.failed(2));
     assertEquals(State.CLOSED, breaker.state());
+  }
+
+  @Test
+  void aLateTrialWaitsForTheProbe() {
+    open();
+    breaker.probed();
+    breaker.admit();
+    assertTrue(breaker.late(2));
+    assertFalse(breaker.ready(), "no other search waits for a sidecar that may be gone");
+    breaker.probed();
+    assertEquals(State.HALF_OPEN, breaker.state());
+    assertTrue(breaker.admit());
+    assertTrue(breaker.late(2));
+    assertTrue(breaker.failed(2));
+    assertEquals(State.OPEN, breaker.state());
   }
 }

@@ -40,7 +40,8 @@ class CandidatesRequestProcessorTest {
     assertEquals(0, changed.source().from());
     assertEquals(100, changed.source().size());
     assertEquals(
-        new Candidates(20, 5, "red fox", TextFields.DEFAULT, null), Candidates.recall(context));
+        new Candidates(20, 5, 100, "red fox", TextFields.DEFAULT, null),
+        Candidates.recall(context));
     assertNotSame(before, changed.source());
     assertEquals(20, before.from());
     assertEquals(5, before.size());
@@ -76,9 +77,8 @@ class CandidatesRequestProcessorTest {
         "{}",
         "{'query': {'match_all': {}}}",
         "{MATCH, 'size': 0}",
-        "{MATCH, 'from': 91, 'size': 10}",
+        "{MATCH, 'from': 100, 'size': 10}",
         "{MATCH, 'from': 2147483647}",
-        "{MATCH, 'size': 101}",
         "{MATCH, 'sort': ['year']}",
         "{MATCH, 'sort': [{'year': 'desc'}]}",
         "{MATCH, 'sort': [{'_score': 'asc'}]}",
@@ -110,11 +110,26 @@ class CandidatesRequestProcessorTest {
     assertSame(empty, processor("{}").processRequest(empty, Examples.context()));
   }
 
-  @Test
-  void takesThePageThatJustFits() throws Exception {
-    SearchRequest request = Examples.search("{" + MATCH + ", 'from': 90, 'size': 10}");
+  @ParameterizedTest
+  @CsvSource({
+    "90, 10, 100",
+    "91, 10, 101",
+    "99, 2, 101",
+    "99, 1, 100",
+    "0, 101, 101",
+    "0, 2147483647, 2147483647",
+    "99, 2147483647, 2147483647", // the engine refuses it, as it would have
+  })
+  void asksForThePageAsWellWhereItReachesBeyondTheWindow(int from, int size, int asked)
+      throws Exception {
+    SearchRequest request =
+        Examples.search("{" + MATCH + ", 'from': " + from + ", 'size': " + size + "}");
     processor("{}").processRequest(request, context);
-    assertEquals(90, Candidates.recall(context).from());
+    assertEquals(0, request.source().from());
+    assertEquals(asked, request.source().size());
+    assertEquals(from, Candidates.recall(context).from());
+    assertEquals(size, Candidates.recall(context).size());
+    assertEquals(100, Candidates.recall(context).window());
   }
 
   @Test

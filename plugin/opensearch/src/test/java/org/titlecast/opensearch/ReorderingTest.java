@@ -13,6 +13,7 @@ import org.apache.lucene.search.TotalHits;
 import org.junit.jupiter.api.Test;
 import org.opensearch.action.search.SearchResponse;
 import org.opensearch.action.search.ShardSearchFailure;
+import org.opensearch.search.SearchHit;
 import org.opensearch.search.SearchHits;
 import org.opensearch.search.fetch.subphase.FetchSourceContext;
 import org.opensearch.search.internal.InternalSearchResponse;
@@ -23,7 +24,7 @@ class ReorderingTest {
   private static final FetchSourceContext ALL = null;
 
   private static Candidates page(int from, int size, FetchSourceContext shown) {
-    return new Candidates(from, size, "text", TextFields.DEFAULT, shown);
+    return new Candidates(from, size, 100, "text", TextFields.DEFAULT, shown);
   }
 
   private static List<Placed> backwards(int count) {
@@ -57,6 +58,33 @@ class ReorderingTest {
     assertEquals(List.of(), Examples.ids(reranked(response, 80, 2)));
     assertEquals(3f, reranked(response, 2, 2).getHits().getMaxScore(), "of the whole result");
     assertEquals(5, Examples.ids(reranked(response, 0, Integer.MAX_VALUE)).size());
+  }
+
+  private static List<Float> scoresBehindAWindowOfTwo(SearchHit... hits) {
+    SearchResponse changed =
+        Reordering.reranked(
+            Examples.response(hits), backwards(2), page(0, hits.length, ALL), 70, REPORT);
+    assertEquals(List.of("id1", "id0", "id2", "id3"), Examples.ids(changed));
+    assertEquals(3f, changed.getHits().getMaxScore());
+    return Examples.scores(changed).subList(2, 4);
+  }
+
+  @Test
+  void whatIsBehindTheWindowFollows() {
+    SearchHit[] hits = Examples.hits(4); // the engine's scores are 20, 19, 18, 17
+    assertEquals(List.of(2f * 18 / 19, 2f * 17 / 19), scoresBehindAWindowOfTwo(hits));
+    hits[2].score(19);
+    hits[3].score(19);
+    assertEquals(List.of(2f, 2f), scoresBehindAWindowOfTwo(hits));
+    hits[2].score(9.5f); // as a rescoring leaves them
+    hits[3].score(100);
+    assertEquals(List.of(1f, 1f), scoresBehindAWindowOfTwo(hits));
+    for (SearchHit hit : hits) {
+      hit.score(0);
+    }
+    assertEquals(List.of(2f, 2f), scoresBehindAWindowOfTwo(hits));
+    hits[2].score(Float.NaN);
+    assertEquals(List.of(2f, 2f), scoresBehindAWindowOfTwo(hits));
   }
 
   @Test

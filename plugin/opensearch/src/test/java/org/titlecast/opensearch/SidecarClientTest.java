@@ -528,31 +528,57 @@ class SidecarClientTest {
       sidecar.willSay(status, "");
       assertTrue(failure(client, LONG).contains("HTTP " + status));
     }
-    // Nor does a pipeline that gives less time than a connection may take (here: 5 s).
-    sidecar.will((exchange, request) -> Thread.sleep(20_000));
-    for (int i = 0; i < 3; i++) {
-      failure(client, TimeValue.timeValueMillis(20));
-    }
     assertEquals("closed", known(client, 0, "breaker"));
   }
 
   @Test
-  void aSidecarThatHangsIsLeftAlone() {
+  void aGreedyPipelineCostsNobodyElseTheirReranking() throws Exception {
     SidecarClient client = wary(sidecar.url());
-    client.update(
-        client
-            .settings()
-            .withDynamic(
-                Settings.builder()
-                    .put("title_rerank.sidecar.urls", sidecar.url())
-                    .put("title_rerank.sidecar.connect_timeout", "20ms")
-                    .put("title_rerank.sidecar.breaker.failures", 2)
-                    .put("title_rerank.sidecar.breaker.cool_down", "1h")
-                    .build()));
+    for (int limit : new int[] {20, 100}) {
+      sidecar.will((exchange, request) -> Thread.sleep(20_000));
+      for (int i = 0; i < 6; i++) {
+        failure(client, TimeValue.timeValueMillis(limit));
+        assertEquals("closed", known(client, 0, "breaker"));
+      }
+      waitUntil(() -> known(client, 0, "failures_in_a_row").equals(0)); // it answered the probe
+      sidecar.will(FakeSidecar::reverse);
+      assertEquals("fake", ask(client, LONG).join().model());
+    }
+  }
+
+  @Test
+  void aGreedyPipelinesTrialDecidesNothing() throws Exception {
+    SidecarClient client = wary(sidecar.url());
+    sidecar.willSay(500, "");
+    failure(client, LONG);
+    failure(client, LONG);
+    waitUntil(() -> known(client, 0, "breaker").equals("half_open"));
+    int probes = sidecar.greeted.size();
     sidecar.will((exchange, request) -> Thread.sleep(20_000));
+    failure(client, TimeValue.timeValueMillis(200));
+    waitUntil(() -> known(client, 0, "failures_in_a_row").equals(0));
+    assertEquals("half_open", known(client, 0, "breaker"));
+    assertEquals(probes + 1, sidecar.greeted.size());
+    sidecar.will(FakeSidecar::reverse);
+    assertEquals("fake", ask(client, LONG).join().model());
+    assertEquals("closed", known(client, 0, "breaker"));
+  }
+
+  @Test
+  void aSidecarThatHangsIsLeftAlone() throws Exception {
+    SidecarClient client = wary(sidecar.url());
+    sidecar.will((exchange, request) -> Thread.sleep(20_000));
+    sidecar.ready = false;
     failure(client, TimeValue.timeValueMillis(300));
+    assertEquals(0, sidecar.greeted.size());
     failure(client, TimeValue.timeValueMillis(300));
+    waitUntil(() -> known(client, 0, "breaker").equals("open"));
     assertTrue(failure(client, LONG).contains("left alone"));
+    sidecar.ready = true; // for a while only
+    waitUntil(() -> known(client, 0, "breaker").equals("half_open"));
+    sidecar.ready = false;
+    failure(client, TimeValue.timeValueMillis(300));
+    waitUntil(() -> known(client, 0, "breaker").equals("open"));
   }
 
   @Test

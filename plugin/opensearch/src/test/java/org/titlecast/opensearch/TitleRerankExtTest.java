@@ -73,7 +73,9 @@ class TitleRerankExtTest {
   void reportsSurviveTheWire() throws IOException {
     TitleRerankReport applied =
         TitleRerankReport.applied(
-            new Answer(List.of(), List.of(new Stage("title", 3, 1.25, 1, "late")), false, "m"), 9);
+            new Answer(List.of(), List.of(new Stage("title", 3, 1.25, 1, "late")), false, "m"),
+            2,
+            9);
     TitleRerankReport not = TitleRerankReport.notApplied("It is down.");
     for (TitleRerankReport report : List.of(applied, not)) {
       assertEquals(report, copy(report, TitleRerankReport::new));
@@ -84,7 +86,7 @@ class TitleRerankExtTest {
         Examples.map(
             "{'title_rerank': {'applied': true, 'stages': [{'name': 'title', 'scored': 3,"
                 + " 'milliseconds': 1.25, 'truncated': 1, 'skipped': 'late'}],"
-                + " 'complete': false, 'model': 'm', 'took_ms': 9}}"),
+                + " 'complete': false, 'model': 'm', 'cut': 2, 'took_ms': 9}}"),
         Examples.json(applied));
     assertEquals(
         Examples.map("{'title_rerank': {'applied': false, 'reason': 'It is down.'}}"),

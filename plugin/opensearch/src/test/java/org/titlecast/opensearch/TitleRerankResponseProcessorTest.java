@@ -8,6 +8,8 @@ import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import java.net.URI;
+import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.CompletableFuture;
@@ -138,7 +140,7 @@ class TitleRerankResponseProcessorTest {
     assertEquals(
         Examples.map(
             "{'applied': true, 'stages': [{'name': 'title', 'scored': 4, 'milliseconds': 1.5,"
-                + " 'truncated': 0, 'skipped': ''}], 'complete': true, 'model': 'fake'}"),
+                + " 'truncated': 0, 'skipped': ''}], 'complete': true, 'model': 'fake', 'cut': 0}"),
         report);
     Map<String, Object> request = sidecar.received.get(0).body();
     assertEquals("red fox", request.get("query"));
@@ -154,12 +156,49 @@ class TitleRerankResponseProcessorTest {
     for (int from = 0; from < 5; from++) {
       SearchRequest request = Examples.search("{" + MATCH + "}");
       PipelineProcessingContext own = Examples.context();
-      new Candidates(from, 1, "fox", TextFields.DEFAULT, null).remember(own);
+      new Candidates(from, 1, 100, "fox", TextFields.DEFAULT, null).remember(own);
       SearchResponse page =
           process(processor("{" + PATIENT + "}"), request, Examples.response(hits), own);
       assertEquals(List.of("id" + (4 - from)), Examples.ids(page));
       assertEquals(List.of(FakeSidecar.score(from)), Examples.scores(page));
     }
+  }
+
+  @Test
+  void pagesFitTogetherOverTheWindowsEdge() throws Exception {
+    List<String> shown = new ArrayList<>();
+    List<Float> scores = new ArrayList<>();
+    for (int from = 0; from < 4; from += 3) { // the second shows one of the window, and two more
+      SearchRequest request = Examples.search("{" + MATCH + "}");
+      PipelineProcessingContext own = Examples.context();
+      new Candidates(from, 3, 4, "fox", TextFields.DEFAULT, null).remember(own);
+      SearchResponse page =
+          process(
+              processor("{" + PATIENT + "}"),
+              request,
+              Examples.response(Examples.hits(Math.max(4, from + 3))),
+              own);
+      assertEquals(true, Examples.report(page).get("applied"));
+      shown.addAll(Examples.ids(page));
+      scores.addAll(Examples.scores(page));
+    }
+    assertEquals(List.of("id3", "id2", "id1", "id0", "id4", "id5"), shown);
+    assertEquals(scores.stream().sorted(Comparator.reverseOrder()).toList(), scores);
+    for (FakeSidecar.Received received : sidecar.received) {
+      assertEquals(4, ((List<?>) received.body().get("hits")).size());
+    }
+  }
+
+  @Test
+  void aPageOverTheWindowsEdgeIsTheEnginesWhereTheSidecarFails() throws Exception {
+    sidecar.willSay(500, "");
+    SearchResponse response =
+        search(
+            "{'window': 2}",
+            "{" + PATIENT + "}",
+            "{" + MATCH + ", 'from': 1, 'size': 2, '_source': ['x']}",
+            Examples.response(Examples.hits(3)));
+    assertEngineOrder(response, "HTTP 500");
   }
 
   @Test
@@ -177,6 +216,21 @@ class TitleRerankResponseProcessorTest {
         List.of("T|P\nQ\nR", "5|", "|", "|"),
         sent().stream().map(hit -> hit.get("title") + "|" + hit.get("passage")).toList());
     assertEquals(3, sidecar.received.get(0).body().get("passage_depth"));
+  }
+
+  @Test
+  void sendsTheBeginningOfABook() throws Exception {
+    String words = "word ".repeat(300_000);
+    SearchResponse response =
+        search(
+            "{" + MATCH + ", '_source': true}",
+            Examples.response(
+                Examples.hit(0, "{'title': '" + words + "', 'passage': 'P'}"),
+                Examples.hit(1, "{'title': 'T', 'passage': '" + words + "'}")));
+    assertEquals(words.substring(0, Fitting.TITLE_CHARACTERS), sent().get(0).get("title"));
+    assertEquals(words.substring(0, Fitting.PASSAGE_CHARACTERS), sent().get(1).get("passage"));
+    assertEquals(2, Examples.report(response).get("cut"));
+    assertEquals(words, response.getHits().getAt(0).getSourceAsMap().get("passage"));
   }
 
   @Test
@@ -211,7 +265,7 @@ class TitleRerankResponseProcessorTest {
   @Test
   void leavesAloneWhatTheRequestProcessorLeftAlone() throws Exception {
     SearchResponse found = Examples.response(Examples.hits(3));
-    assertSame(found, search("{" + MATCH + ", 'from': 95}", found));
+    assertSame(found, search("{" + MATCH + ", 'from': 100}", found));
     assertEquals(List.of(), sidecar.received);
   }
 
@@ -359,7 +413,7 @@ class TitleRerankResponseProcessorTest {
     threadContext.putHeader("user", "alice");
     CompletableFuture<String> user = new CompletableFuture<>();
     CompletableFuture<Thread> thread = new CompletableFuture<>();
-    new Candidates(0, 10, "fox", TextFields.DEFAULT, null).remember(context);
+    new Candidates(0, 10, 100, "fox", TextFields.DEFAULT, null).remember(context);
     processor("{" + PATIENT + "}")
         .processResponseAsync(
             Examples.search("{" + MATCH + "}"),
@@ -394,7 +448,7 @@ class TitleRerankResponseProcessorTest {
             calls.incrementAndGet();
           }
         };
-    new Candidates(0, 10, "fox", TextFields.DEFAULT, null).remember(context);
+    new Candidates(0, 10, 100, "fox", TextFields.DEFAULT, null).remember(context);
     processor("{" + PATIENT + "}")
         .processResponseAsync(
             Examples.search("{" + MATCH + "}"),
