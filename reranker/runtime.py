@@ -24,6 +24,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -240,6 +241,10 @@ class Load:
     """How many threads of the process compute at this moment."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from none again, with a lock that nobody holds."""
         self._lock = threading.Lock()
         self.running = 0
 
@@ -291,7 +296,11 @@ class Crew:
     def __init__(self, threads: int | None = None, load: Load = LOAD) -> None:
         self.threads = threads or usable_cores()
         self._load = load
-        self._pool = ThreadPoolExecutor(self.threads, "titlecast")  # started when first used
+        self._pool = self._new_pool()
+        _CREWS.add(self)
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, "titlecast")  # threads start when first used
 
     def each(self, run: Callable[[T], object], parts: Iterable[T]) -> None:
         """Run all parts, in this thread and in those that are free. Raises what a part raised."""
@@ -308,13 +317,20 @@ class Crew:
         finally:
             left.clear()
             self._load.leave()
+            begun = []
             for helper in helpers:
                 if helper.cancel():  # it found no thread in time
                     self._load.leave()
-            wait(helpers)
-        for helper in helpers:
-            if not helper.cancelled():
-                helper.result()
+                else:
+                    begun.append(helper)
+            wait(begun)
+        for helper in begun:
+            helper.result()
+
+    def reset(self) -> None:
+        """Begin anew in a child process, to which a fork brings none of its parent's threads."""
+        self._load.reset()
+        self._pool = self._new_pool()
 
     def _help(self, run: Callable[[T], object], left: deque[T]) -> None:
         try:
@@ -330,6 +346,18 @@ class Crew:
         except IndexError:  # another took the last
             return
         run(part)
+
+
+_CREWS: WeakSet[Crew] = WeakSet()
+
+
+def _after_fork() -> None:
+    for crew in list(_CREWS):
+        crew.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Graph:

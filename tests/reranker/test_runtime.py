@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
+import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -26,6 +30,9 @@ from reranker.runtime import (
     pack,
 )
 from tests.reranker.conftest import SMALL, random_encoder, write_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 QUERY = np.array([2, 5, 9, 14, 3])
 
@@ -273,6 +280,13 @@ def test_a_search_beside_others_keeps_to_its_own_thread():
     assert load.running == 1
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def test_helpers_go_when_others_come():
     load = Load()
     crew = Crew(2, load)
@@ -280,16 +294,83 @@ def test_helpers_go_when_others_come():
     mine, theirs = [], []
 
     def run(part: int) -> None:
+        me = threading.current_thread() is threading.main_thread()
+        (mine if me else theirs).append(part)
         if part < 2:
             meet.wait()
             if part == 0:
                 load.enter()  # another search begins while both work
             meet.wait()
-        (mine if threading.current_thread() is threading.main_thread() else theirs).append(part)
+        elif me:
+            wait_until(lambda: load.running == 2)  # the helper is gone: it has all the time to stay
 
     crew.each(run, range(20))
     assert len(theirs) == 1
     assert load.running == 1
+
+
+def test_helpers_begin_nothing_once_a_part_failed():
+    load = Load()
+    crew = Crew(2, load)
+    meet = threading.Barrier(2, timeout=30)
+    theirs = []
+
+    def run(part: int) -> None:
+        if part < 2:
+            meet.wait()
+        if threading.current_thread() is threading.main_thread():
+            raise RuntimeError("broken")
+        theirs.append(part)
+        wait_until(lambda: load.running == 1)  # the caller has given up
+
+    with pytest.raises(RuntimeError, match="broken"):
+        crew.each(run, range(20))
+    assert len(theirs) == 1
+    assert load.running == 0
+
+
+def test_helpers_that_find_no_thread_are_neither_counted_nor_waited_for():
+    load = Load()
+    crew = Crew(2, load)
+    go = threading.Event()
+    busy = [crew._pool.submit(go.wait, 30) for _ in range(2)]
+    seen: list[int] = []
+    crew.each(seen.append, range(20))
+    assert seen == list(range(20))
+    assert load.running == 0
+    assert not any(future.done() for future in busy)
+    go.set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("others", [0, 1], ids=["quiet", "another thread computes"])
+def test_a_child_process_shares_its_searches_among_threads_of_its_own(others):
+    load = Load()
+    crew = Crew(2, load)
+    crew.each(lambda _: time.sleep(0.001), range(4))  # its thread waits for more
+    meet = threading.Barrier(2)
+    for _ in range(others):
+        other = threading.Thread(target=load.enter)
+        other.start()
+        other.join()
+        load._lock.acquire()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # ends the child, rather than hang
+        seen: list[int] = []
+
+        def run(part: int) -> None:
+            if part < 2:
+                meet.wait()  # nobody passes before two are at work
+            seen.append(part)
+
+        try:
+            crew.each(run, range(20))
+            os._exit(sorted(seen) != list(range(20)) or load.running != 0)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("failing", [0, 1])
