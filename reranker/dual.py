@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reranker.runtime import Crew, Graph, layouts, lower_feed, to_runtime
+from reranker.runtime import Crew, Graph, layouts, lower_feed, lower_rows, to_runtime
 from reranker.stages import SHIPPED
 from reranker.tokens import Tokenizer
 
@@ -41,6 +41,7 @@ class DualEncoder:
         self.name = str(self.config["name"])
         self._query = Graph(folder / "query.onnx")
         self._lower = Graph(folder / "lower.onnx")
+        self._places = self._lower.facts["places"]
         self._dual = Graph(folder / "dual.onnx")
         self._crew = Crew(threads)
         self._tokenizer = Tokenizer(folder / "tokenizer.json")
@@ -89,19 +90,19 @@ class DualEncoder:
             most=1,
         )
         _say_cut("passages", sum(item.truncated for item in windowed), len(windowed))
-        rows = [item.windows[0] for item in windowed]
+        rows, first = lower_rows([item.windows[0] for item in windowed], self._places)
         vectors = np.empty((len(rows), self.dimensions), dtype=np.float32)
         lengths = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
 
         def encode(layout: Layout) -> None:
-            vectors[layout.places] = self._run([rows[i] for i in layout.places], layout)
+            vectors[layout.places] = self._run([rows[i] for i in layout.places], layout, first)
 
         self._crew.each(encode, layouts(lengths, self._crew.threads))
         return vectors
 
-    def _run(self, rows: Sequence[Row], layout: Layout) -> NDArray[np.float32]:
+    def _run(self, rows: Sequence[Row], layout: Layout, first: int) -> NDArray[np.float32]:
         """Vectors (n, H) of one batch."""
-        lower = lower_feed(rows, layout)
+        lower = lower_feed(rows, layout, first)
         states = self._lower.run(["states"], lower)[0]
         upper = {"states": states, "owner": lower["owner"], "starts": to_runtime(layout.starts)}
         found: NDArray[np.float32] = self._dual.run(["vectors"], upper)[0].numpy()

@@ -87,8 +87,8 @@ class BroadcastModel:
         self._upper = Graph(folder / "upper.onnx")
         self._reads = self._query.outputs
         facts = self._lower.facts
-        self._after_query = facts["places"] == "query"
-        self._first = int(facts["places"] == "1")
+        self._places = facts["places"]
+        self._after_query = self._places == "query"
         # Without layers below the query, or with positions that follow it, nothing is worth
         # keeping.
         worth = not self._after_query and int(facts["first_query_layer"]) > 0
@@ -105,9 +105,9 @@ class BroadcastModel:
     def score(self, query: Later[dict[str, Any]], rows: Sequence[Row]) -> NDArray[np.float32]:
         """Logits (n,); the query's states are handed to every batch as they are."""
         scores = np.empty(len(rows), dtype=np.float32)
-        first = int(query.get()["keys"].shape()[-1]) if self._after_query else self._first
-        if self._first:  # a network with sinks reads no special tokens, if there are others
-            rows = [row[1:-1] if len(row) > 2 else row[-1:] for row in rows]
+        rows, first = lower_rows(rows, self._places)
+        if self._after_query:
+            first = int(query.get()["keys"].shape()[-1])
         begun: list[tuple[Layout, Any]] = []  # before the query was read
 
         def begin(layout: Layout | None) -> None:
@@ -503,7 +503,18 @@ def _layout(lengths: NDArray[np.int64], rows: list[list[int]], width: int) -> La
     return Layout(places, mine, first, owner, flat, within)
 
 
-def lower_feed(rows: Sequence[Row], layout: Layout, first: int = 0) -> dict[str, Any]:
+def lower_rows(rows: Sequence[Row], places: str) -> tuple[Sequence[Row], int]:
+    """What the lower layers read of texts without a query, and the position of its first token.
+
+    `places` is that fact of the graph. A network with sinks ("1") reads no special tokens, if
+    there are others, and leaves its words at their positions.
+    """
+    if places == "1":
+        return [row[1:-1] if len(row) > 2 else row[-1:] for row in rows], 1
+    return rows, 0
+
+
+def lower_feed(rows: Sequence[Row], layout: Layout, first: int) -> dict[str, Any]:
     """What the graph of the lower layers reads of a batch; positions count from `first`."""
     ids = np.zeros(layout.owner.shape, dtype=np.int64)
     ids.flat[layout.flat] = np.concatenate(rows)

@@ -28,14 +28,18 @@ def some_passages(count: int) -> tuple[list[str], list[str]]:
     return titles, [" ".join(rng.choice(WORDS, rng.integers(0, 15))) for _ in range(count)]
 
 
-def in_torch(model: BroadcastEncoder, texts: list[str]) -> np.ndarray:
-    """One text at a time through the network without a query."""
+def in_torch(model: BroadcastEncoder, texts: list[str], queries: bool = False) -> np.ndarray:
+    """One text at a time through the network, each as a query or without one."""
     tokenizer = Tokenizer.from_str(small_tokenizer())
     rows = []
     for text in texts:
         ids = torch.tensor([tokenizer.encode(text).ids])
+        mask = torch.ones_like(ids, dtype=torch.bool)
         with torch.no_grad():
-            pooled = model.encode_text(None, ids, torch.ones_like(ids, dtype=torch.bool))
+            if queries:
+                pooled = model.encode_query(ids, mask).pooled
+            else:
+                pooled = model.encode_text(None, ids, mask)
         rows.append(torch.nn.functional.normalize(pooled, dim=-1)[0].numpy())
     return np.stack(rows)
 
@@ -44,9 +48,10 @@ def joined(titles: list[str], passages: list[str]) -> list[str]:
     return [f"{t}. {p}" if t and p else t or p for t, p in zip(titles, passages, strict=True)]
 
 
+@pytest.mark.parametrize("sinks", [False, True], ids=["", "sinks"])
 @pytest.mark.parametrize("first_query_layer", [0, 1])
-def test_fp32_equals_torch(tmp_path, first_query_layer):
-    model = random_encoder(replace(SMALL, first_query_layer=first_query_layer))
+def test_fp32_equals_torch(tmp_path, first_query_layer, sinks):
+    model = random_encoder(replace(SMALL, first_query_layer=first_query_layer, sinks=sinks))
     write_model(tmp_path, "passage", model)
     encoder = DualEncoder.load(tmp_path, threads=1)
     titles, passages = some_passages(60)
@@ -56,7 +61,7 @@ def test_fp32_equals_torch(tmp_path, first_query_layer):
     assert np.abs(vectors - in_torch(model, joined(titles, passages))).max() < 1e-5
     queries = encoder.encode_queries(QUERIES)
     assert queries.dtype == np.float32
-    assert np.abs(queries - in_torch(model, QUERIES)).max() < 1e-5
+    assert np.abs(queries - in_torch(model, QUERIES, queries=True)).max() < 1e-5
     # The score that the network was trained with, but for its scale.
     with torch.no_grad():
         ids = torch.tensor([Tokenizer.from_str(small_tokenizer()).encode(QUERIES[0]).ids])
