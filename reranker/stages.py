@@ -29,15 +29,6 @@ SHIPPED = Path(__file__).parent / "weights"
 _Stage = TypeVar("_Stage", bound="_Reranker")
 
 
-def find_model(task: str, path: str | Path | None = None) -> Path:
-    """A task's model folder: as given, or shipped under a name ("small"), or the default one."""
-    if path is None:
-        return SHIPPED / task
-    named = SHIPPED / f"{task}-{path}"
-    is_name = isinstance(path, str) and path.isidentifier() and not Path(path).exists()
-    return named if is_name and named.is_dir() else Path(path)
-
-
 class Scores(NamedTuple):
     """Logits and what was left unread on the way to them."""
 
@@ -71,13 +62,12 @@ class _Reranker:
     ) -> _Stage:
         """Load a model folder; None is the shipped model, `threads` None all usable cores.
 
-        A name such as "small" is a shipped model of that name, where there is no such folder.
         `cache_mb` megabytes at most are kept of what the model's lower layers, which do not see
         the query, make of texts; scores are the same with and without.
 
         Raises FileNotFoundError or ValueError where the folder holds no model of this stage.
         """
-        return cls(find_model(cls.task, path), threads, cache_mb)
+        return cls(SHIPPED / cls.task if path is None else Path(path), threads, cache_mb)
 
     @property
     def tokenizer(self) -> Tokenizer:
