@@ -5,6 +5,7 @@ Measuring and choosing are apart: what is chosen is a pure function of what was 
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import threading
 import time
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 DEPTHS = (0, 5, 10, 20, 50, 100)
 # More threads are worth having where they save more than this share of the time.
 _WORTH = 0.05
-_MOST_CACHE_MB = 1024
+MOST_CACHE_MB = 1024
 _MEGABYTE = 1_000_000
 
 
@@ -119,27 +120,34 @@ def measure_rate(cascade: Cascade, windows: Sequence[Window], depth: int, caller
 
 
 def bytes_per_title(cascade: Cascade, windows: Sequence[Window]) -> float:
-    """What the cascade keeps of one title, tokens and states; 0 if it keeps nothing."""
+    """What the cascade keeps of one title, tokens and states; 0 if it keeps nothing.
+
+    Its cache must have room for all titles of the windows.
+    """
     titles = {hit.title for window in windows for hit in window.hits}
     cascade.title.score(windows[0].query, sorted(titles))
     return cascade.title.cache_use.bytes / len(titles)
 
 
+def fewest_threads(points: Sequence[ThreadPoint]) -> int:
+    """The fewest threads that are about the fastest."""
+    fastest = min(point.alone_ms for point in points)
+    return min(p.threads for p in points if p.alone_ms <= fastest * (1 + _WORTH))
+
+
 def choose(
-    points: Sequence[ThreadPoint],
+    threads: int,
     depths: Sequence[DepthTime],
     title_bytes: float,
     titles: int,
     cores: int,
     budget_ms: float,
 ) -> Tuned:
-    """The fewest threads that are about the fastest, and the depth that the budget allows.
+    """With so many threads, with which `depths` were measured, the depth that the budget allows.
 
     Where quality was measured it is the best within the budget, the smaller of equal ones; else
     the deepest. The cache has room for all `titles`, up to a gigabyte.
     """
-    fastest = min(point.alone_ms for point in points)
-    threads = min(p.threads for p in points if p.alone_ms <= fastest * (1 + _WORTH))
     fitting = [point for point in depths if point.milliseconds <= budget_ms]
     if not fitting:
         depth = 0
@@ -147,7 +155,7 @@ def choose(
         depth = max(fitting, key=lambda p: (p.quality or 0.0, -p.depth)).depth
     else:
         depth = max(point.depth for point in fitting)
-    cache = min(_MOST_CACHE_MB, -(-int(1.1 * title_bytes * titles) // _MEGABYTE))
+    cache = min(MOST_CACHE_MB, -(-int(1.1 * title_bytes * titles) // _MEGABYTE))
     return Tuned(threads, cores, cache, depth, bool(fitting))
 
 
@@ -170,10 +178,15 @@ def environment(tuned: Tuned, told: Sequence[str], model: Path | None = None) ->
     """The settings as a file that `titlecast serve --config` and shells read."""
     lines = [f"# {line}" for line in told]
     if model is not None:
-        lines.append(f"TITLECAST_MODEL={model.absolute()}")
+        lines.append(f"TITLECAST_MODEL={_quoted(str(model.absolute()))}")
     lines += [
         f"TITLECAST_THREADS={tuned.threads}",
         f"TITLECAST_MAX_CONCURRENT={tuned.max_concurrent}",
         f"TITLECAST_CACHE_MB={tuned.cache_mb}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str) -> str:
+    # The settings' reader knows both kinds of quotes, but not one kind after the other.
+    return f'"{value}"' if "'" in value else shlex.quote(value)

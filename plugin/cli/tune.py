@@ -16,6 +16,7 @@ from plugin.cli.options import CommandError, Url, require_folders
 from plugin.clusters import connect
 from plugin.tuning import (
     DEPTHS,
+    MOST_CACHE_MB,
     DepthTime,
     ThreadPoint,
     Tuned,
@@ -24,6 +25,7 @@ from plugin.tuning import (
     bytes_per_title,
     choose,
     environment,
+    fewest_threads,
     measure_depth,
     measure_threads,
 )
@@ -109,10 +111,12 @@ def tune(
         raise CommandError(str(error)) from error
 
     models: list[Path | None] = [*model] if model else [None]
+    shallow = min(10, candidates)  # passages to measure threads with
     pages = []
     for folder in models:
-        threads = measure_threads(folder, windows, cores, depth=min(10, candidates), rounds=1)
-        cascade = Cascade.load(folder)
+        alone = measure_threads(folder, windows, cores, shallow, rounds=1)
+        threads = fewest_threads(alone)
+        cascade = Cascade.load(folder, threads, cache_mb=MOST_CACHE_MB)
         title_bytes = bytes_per_title(cascade, windows)
         times = [DepthTime(depth, measure_depth(cascade, windows, depth)) for depth in depths]
         points: list[DepthPoint] = []
@@ -121,8 +125,8 @@ def tune(
             quality = {point.depth: point.estimates[_MEASURE].mean for point in points}
             times = [time._replace(quality=quality[time.depth]) for time in times]
         tuned = choose(threads, times, title_bytes, titles, cores, budget_ms)
-        pages.append(_Page(folder, cascade.name, threads, times, points, tuned))
-        console.print(_table(cascade.name, threads, times))
+        pages.append(_Page(folder, cascade.name, shallow, alone, times, points, tuned))
+        console.print(_table(pages[-1]))
     page = pages[best([(page.tuned, page.chosen) for page in pages])]
     if plot and judged:
         plots.draw_depths(plot, page.points, _MEASURE, judged.collection.name)
@@ -147,6 +151,7 @@ class _Page(NamedTuple):
 
     model: Path | None
     name: str
+    shallow: int  # passages that threads were measured with
     threads: list[ThreadPoint]
     times: list[DepthTime]
     points: list[DepthPoint]
@@ -179,7 +184,8 @@ def _from_python(candidates: int, searches: int) -> tuple[list[Window], int]:
     }
     engine = BM25.over(corpus)
     windows = []
-    for id in random.Random(0).sample(sorted(corpus), searches):  # noqa: S311 - no secret
+    drawn = random.Random(0)  # noqa: S311 - no secret
+    for id in drawn.sample(sorted(corpus), min(searches, len(corpus))):
         text = corpus[id].title.rpartition(":")[2].strip() or corpus[id].title
         hits = [
             _hit(found, corpus[found], score) for found, score in engine.search(text, candidates)
@@ -258,7 +264,7 @@ def _told(page: _Page, windows: int, candidates: int, budget_ms: float) -> list[
     alone = next(point for point in page.threads if point.threads == tuned.threads)
     told = [
         f"Measured {page.name} with {windows} searches of up to {candidates} hits each.",
-        f"Up to {alone.per_second:.1f} searches a second that read 10 passages each, "
+        f"Up to {alone.per_second:.1f} searches a second that read {page.shallow} passages each, "
         f"{tuned.max_concurrent} at a time.",
         f"Within {budget_ms:g} ms: titlecast pipeline install --passage-depth "
         f"{tuned.passage_depth} ({chosen.milliseconds:.0f} ms at the median)",
@@ -271,15 +277,15 @@ def _told(page: _Page, windows: int, candidates: int, budget_ms: float) -> list[
     return told
 
 
-def _table(name: str, threads: list[ThreadPoint], times: list[DepthTime]) -> Table:
-    table = Table(name, "ms, one search", "searches/s", _MEASURE)
-    for point in threads:
+def _table(page: _Page) -> Table:
+    table = Table(page.name, "ms, one search", "searches/s", _MEASURE)
+    for point in page.threads:
         table.add_row(
-            f"{point.threads} threads, 10 passages",
+            f"{point.threads} threads, {page.shallow} passages",
             f"{point.alone_ms:.1f}",
             f"{point.per_second:.1f}",
         )
-    for time in times:
+    for time in page.times:
         quality = "" if time.quality is None else f"{time.quality:.3f}"
         label = f"{time.depth} passages, titles seen before"
         table.add_row(label, f"{time.milliseconds:.1f}", "", quality)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from plugin.sidecar.settings import load_settings
 from plugin.tuning import (
     DepthTime,
     ThreadPoint,
@@ -15,6 +17,7 @@ from plugin.tuning import (
     bytes_per_title,
     choose,
     environment,
+    fewest_threads,
     measure_depth,
     measure_rate,
     measure_threads,
@@ -44,26 +47,27 @@ def test_numbers_of_threads_double_up_to_all_cores(cores, counts):
 
 
 def test_the_fewest_threads_that_are_about_the_fastest():
-    assert choose(POINTS, TIMES, 5000, 100, 4, 100).threads == 2
+    assert fewest_threads(POINTS) == 2
+    assert choose(2, TIMES, 5000, 100, 4, 100).threads == 2
 
 
 def test_the_deepest_that_fits_where_nothing_is_judged():
-    assert choose(POINTS, TIMES, 5000, 100, 4, 150).passage_depth == 20
-    assert choose(POINTS, TIMES, 5000, 100, 4, 1000).passage_depth == 50
+    assert choose(2, TIMES, 5000, 100, 4, 150).passage_depth == 20
+    assert choose(2, TIMES, 5000, 100, 4, 1000).passage_depth == 50
 
 
 def test_the_best_that_fits_where_quality_was_measured():
     qualities = [0.5, 0.7, 0.7, 0.9]
     times = [t._replace(quality=q) for t, q in zip(TIMES, qualities, strict=True)]
-    assert choose(POINTS, times, 5000, 100, 4, 150).passage_depth == 10
-    assert choose(POINTS, times, 5000, 100, 4, 230).passage_depth == 50
+    assert choose(2, times, 5000, 100, 4, 150).passage_depth == 10
+    assert choose(2, times, 5000, 100, 4, 230).passage_depth == 50
 
 
 def test_a_budget_that_nothing_fits_is_said():
-    tuned = choose(POINTS, TIMES, 5000, 100, 4, 19)
+    tuned = choose(2, TIMES, 5000, 100, 4, 19)
     assert tuned.passage_depth == 0
     assert not tuned.within_budget
-    assert choose(POINTS, TIMES, 5000, 100, 4, 20).within_budget
+    assert choose(2, TIMES, 5000, 100, 4, 20).within_budget
 
 
 def test_the_best_model_within_the_budget():
@@ -77,14 +81,14 @@ def test_the_best_model_within_the_budget():
 
 
 def test_the_cache_has_room_for_all_titles_up_to_a_gigabyte():
-    assert choose(POINTS, TIMES, 5000, 100_000, 4, 100).cache_mb == 550
-    assert choose(POINTS, TIMES, 5000, 10, 4, 100).cache_mb == 1
-    assert choose(POINTS, TIMES, 5000, 10**9, 4, 100).cache_mb == 1024
-    assert choose(POINTS, TIMES, 0.0, 10**9, 4, 100).cache_mb == 0  # nothing can be kept
+    assert choose(2, TIMES, 5000, 100_000, 4, 100).cache_mb == 550
+    assert choose(2, TIMES, 5000, 10, 4, 100).cache_mb == 1
+    assert choose(2, TIMES, 5000, 10**9, 4, 100).cache_mb == 1024
+    assert choose(2, TIMES, 0.0, 10**9, 4, 100).cache_mb == 0  # nothing can be kept
 
 
 def test_settings_are_lines_and_comments():
-    text = environment(choose(POINTS, TIMES, 5000, 10, 4, 100), ["measured", "on a machine"])
+    text = environment(choose(2, TIMES, 5000, 10, 4, 100), ["measured", "on a machine"])
     assert text.splitlines() == [
         "# measured",
         "# on a machine",
@@ -95,8 +99,22 @@ def test_settings_are_lines_and_comments():
 
 
 def test_a_model_that_was_named_is_among_the_settings(tmp_path):
-    text = environment(choose(POINTS, TIMES, 5000, 10, 4, 100), [], tmp_path)
+    text = environment(choose(2, TIMES, 5000, 10, 4, 100), [], tmp_path)
     assert text.splitlines()[0] == f"TITLECAST_MODEL={tmp_path}"
+
+
+@pytest.mark.parametrize("name", ["my models", "a #1", "it's"])
+def test_shells_and_the_sidecar_read_the_same_name_of_a_model(tmp_path, name):
+    file = tmp_path / "titlecast.env"
+    file.write_text(environment(choose(2, TIMES, 5000, 10, 4, 100), [], tmp_path / name))
+    assert load_settings(file).model == tmp_path / name
+    done = subprocess.run(
+        ["sh", "-c", f'. {file}; printf %s "$TITLECAST_MODEL"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == str(tmp_path / name)
 
 
 def test_real_searches_are_measured(models):

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+import plugin.cli.tune as command
+from indexing.records import Document
 from plugin.cli.main import app
+from plugin.cli.options import CommandError
 from plugin.sidecar.settings import load_settings
+from plugin.tuning import ThreadPoint
+from reranker import Cascade
 from tests.reranker.conftest import write_models
 
 pytest.importorskip("ir_measures", reason="ir-measures is in the train extra")
@@ -91,3 +97,40 @@ def test_a_picture_needs_judged_queries(tmp_path):
 def test_texts_come_from_one_place(tmp_path):
     with pytest.raises(Exception, match="not both"):
         run("--beir", tmp_path, "--index", "docs", "--out", tmp_path / "b.env")
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_a_folder_that_is_not_there_is_missed_before_anything_is_measured(tmp_path, option):
+    file = tmp_path / "none" / "file"
+    with pytest.raises(CommandError, match=f"no folder {file.parent} for"):
+        run(option, file, "--beir", tmp_path)  # where there is nothing to measure with
+
+
+def test_depths_are_measured_as_the_sidecar_will_serve(models, judged, tmp_path, monkeypatch):
+    """With the threads that are chosen, and with all the cache that may be."""
+    points = [ThreadPoint(1, 70.0, 11.0), ThreadPoint(2, 80.0, 8.0)]
+    monkeypatch.setattr(command, "measure_threads", lambda *_, **__: points)
+    loaded = []
+
+    class Spied(Cascade):
+        @classmethod
+        def load(cls, path, threads=None, cache_mb=64.0, **others):  # type: ignore[no-untyped-def]
+            loaded.append((threads, cache_mb))
+            return super().load(path, threads, cache_mb, **others)
+
+    monkeypatch.setattr(command, "Cascade", Spied)
+    out = tmp_path / "tuned.env"
+    said = run("--beir", judged, "--model", models, "--out", out, "--candidates", 6)
+    assert loaded == [(1, 1024)]
+    assert load_settings(out).threads == 1
+    assert "1 threads, 6 passages" in said
+    assert "searches a second that read 6 passages each" in said
+
+
+def test_more_searches_than_texts_are_all_texts(models, tmp_path, monkeypatch):
+    records = [Document(id, title, "a heap") for id, title in TITLES.items()]
+    source = SimpleNamespace(records=records)
+    monkeypatch.setattr(command, "open_source", lambda _: source)
+    out = tmp_path / "tuned.env"
+    run("--model", models, "--out", out, "--candidates", 5, "--searches", 100_000)
+    assert "with 3 searches" in out.read_text()
