@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reranker.runtime import Crew, Graph, layouts, lower_feed, lower_rows, to_runtime
-from reranker.stages import SHIPPED
+from reranker.stages import SHIPPED, EmptyQueryError
 from reranker.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -56,11 +56,16 @@ class DualEncoder:
         return cls(SHIPPED / "passage" if path is None else Path(path), threads)
 
     def encode_queries(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors (n, dimensions) of queries. Raises ValueError for one without any text."""
-        blank = next((place for place, query in enumerate(queries) if not query.strip()), None)
-        if blank is not None:
-            raise ValueError(f"query {blank} is empty: give the words that the user searched for")
+        """Vectors (n, dimensions) of queries.
+
+        Raises EmptyQueryError, a ValueError, for one of which the tokenizer leaves nothing.
+        """
         encoded = self._tokenizer.encode(queries, self.config["max_query_tokens"])
+        for place, item in enumerate(encoded):
+            if item.empty:
+                raise EmptyQueryError(
+                    f"query {place} is empty: give the words that the user searched for"
+                )
         _say_cut("queries", sum(item.truncated for item in encoded), len(encoded))
         vectors = np.empty((len(encoded), self.dimensions), dtype=np.float32)
         for place, item in enumerate(encoded):

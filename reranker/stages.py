@@ -29,6 +29,10 @@ SHIPPED = Path(__file__).parent / "weights"
 _Stage = TypeVar("_Stage", bound="_Reranker")
 
 
+class EmptyQueryError(ValueError):
+    """A query of which the tokenizer leaves nothing."""
+
+
 class Scores(NamedTuple):
     """Logits and what was left unread on the way to them."""
 
@@ -82,11 +86,11 @@ class _Reranker:
     def read(self, query: str) -> Any:
         """Prepare a query once for any number of `score_read` calls.
 
-        Raises ValueError for a query without any text.
+        Raises EmptyQueryError, a ValueError, for a query of which the tokenizer leaves nothing.
         """
-        if not query.strip():
-            raise ValueError("the query is empty: give the words that the user searched for")
         encoded = self._tokenizer.encode([query], self.config["max_query_tokens"])[0]
+        if encoded.empty:
+            raise EmptyQueryError("the query is empty: give the words that the user searched for")
         if encoded.truncated:
             log.debug("query cut to %d tokens", len(encoded.ids))
         return self._model.read(encoded.ids)

@@ -24,6 +24,11 @@ class Encoded(NamedTuple):
     ids: NDArray[np.int64]  # (tokens,)
     truncated: bool  # not all of the text is in it
 
+    @property
+    def empty(self) -> bool:
+        """Nothing is left of the text: blanks, say, or characters that nobody sees."""
+        return len(self.ids) == 2
+
 
 class Windowed(NamedTuple):
     """One long text as overlapping windows."""

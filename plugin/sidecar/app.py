@@ -47,6 +47,7 @@ from plugin.sidecar.protocol import (
 from plugin.sidecar.settings import Settings
 from reranker.lru import CacheUse
 from reranker.records import Hit, RankedHit, RerankResult
+from reranker.stages import EmptyQueryError
 
 __all__ = ["Reranker", "Sidecar", "build_app"]
 
@@ -56,6 +57,7 @@ _LAST_SECONDS = 1.0  # for answers to requests that were under way to the last
 _LENGTHS = 64  # searches from which the work of those that are not read is judged
 _LOG_SECONDS = 10.0  # between two lines about refusals: under load there are hundreds a second
 
+_EMPTY_QUERY = "query is empty: send the words that the user searched for"
 _SENTENCES = {
     400: "The body could not be read.",
     401: "The key is missing or wrong.",
@@ -235,6 +237,8 @@ class Sidecar:
             raise HTTPException(
                 status, str(error), {"Retry-After": str(error.retry_after)}
             ) from error
+        except EmptyQueryError as error:  # of characters that only the tokenizer knows to be none
+            raise HTTPException(422, _EMPTY_QUERY) from error
         if done is None:
             _log.info("search %r: the caller is gone", origin.opaque_id, extra=origin.fields())
             return None
@@ -365,7 +369,7 @@ class Sidecar:
         """Estimate a search's work; raise the 422 or 413 of one that cannot be answered."""
         settings = self.settings
         if not query.strip():
-            raise HTTPException(422, "query is empty: send the words that the user searched for")
+            raise HTTPException(422, _EMPTY_QUERY)
         _limit("query", len(query), settings.max_query_characters, "QUERY_CHARACTERS", "shorten it")
         title, passage = settings.max_title_characters, settings.max_passage_characters
         for place, hit in enumerate(hits):

@@ -536,7 +536,11 @@ def test_cut_texts_are_counted(cascade):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"query": " "}, "query is empty"), ({"query": "a", "passage_depth": -1}, "passage_depth")],
+    [
+        ({"query": " "}, "query is empty"),
+        ({"query": "\u200b"}, "query is empty"),
+        ({"query": "a", "passage_depth": -1}, "passage_depth"),
+    ],
 )
 def test_wrong_arguments_are_named(cascade, arguments: dict[str, Any], message):
     with pytest.raises(ValueError, match=message):

@@ -105,8 +105,9 @@ def test_nothing_and_too_much(tmp_path, caplog):
     long = encoder.encode_passages(["", ""], ["heap " * 500, "heap " * 22])
     assert np.array_equal(long[0], long[1])  # 22 tokens and the two around them are all it reads
     assert "of 1 of 2 passages only the beginning" in caplog.text
-    with pytest.raises(ValueError, match="query 1 is empty"):
-        encoder.encode_queries(["a", " "])
+    for empty in (" ", "\u200b"):
+        with pytest.raises(ValueError, match="query 1 is empty"):
+            encoder.encode_queries(["a", empty])
     with pytest.raises(ValueError, match="2 titles for 1 passages"):
         encoder.encode_passages(["a", "b"], ["c"])
 

@@ -86,8 +86,9 @@ def test_a_pairwise_model_serves_too(tmp_path):
     assert scores.tolist() == pytest.approx(alone, abs=1e-4)
 
 
-@pytest.mark.parametrize("query", ["", "  \n"])
+@pytest.mark.parametrize("query", ["", "  \n", "\u200b", "\x00", " \u200b\t\x00"])
 def test_an_empty_query_is_refused(titles, query):
+    """One of which the tokenizer leaves nothing, too."""
     with pytest.raises(ValueError, match="query is empty"):
         titles.score(query, ["heap"])
 
