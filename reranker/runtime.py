@@ -7,7 +7,8 @@ several to a row, long ones sorted into batches of similar length, so that hardl
 computed for padding.
 
 A broadcasting model's lower layers see the text alone: what they make of a text can be kept in
-a `Cache`: it is what they would make of it again, in the precision they hand it on in any case.
+a `Cache`. It is what they would make of it again, up to int8's rounding in another batch, and in
+the precision they hand it on in any case.
 
 Each run of a graph has one thread. Cores share a search by batches (`Crew`): to share every
 product instead, threads would have to be woken hundreds of times a search, which takes as long

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reranker import Cascade, Hit
+from reranker import Cascade, Hit, TitleReranker
 from reranker.evaluation.contamination import trained_on
 from reranker.stages import SHIPPED
 
@@ -38,6 +38,22 @@ def test_a_title_s_score_depends_on_no_other_title(cascade):
     assert np.isfinite(together).all()
     assert np.abs(together - alone).max() < 1e-3
     assert np.abs(together - turned).max() < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_titles_kept_from_other_company_score_the_same_up_to_rounding(seed):
+    rng = np.random.default_rng(seed)
+    words = " ".join(TITLES).split()
+    titles = [" ".join(rng.choice(words, size)) for size in rng.integers(1, 30, 150)]
+    asked, others = titles[:100], titles[100:]
+    plain = TitleReranker.load(threads=1)
+    kept = TitleReranker.load(threads=1, cache_mb=64)
+    kept.score("highest mountains in america", [*others, *rng.choice(asked, 50, replace=False)])
+    query = "merge several sorted lists"
+    expected = plain.score(query, asked)
+    assert np.abs(kept.score(query, asked) - expected).max() < 0.2
+    assert kept.cache_use.hits >= 100  # tokens and states of half of them
+    assert expected.std() > 1  # so that 0.2 is little
 
 
 def test_what_anyone_would_rank_first_is_first(cascade):
