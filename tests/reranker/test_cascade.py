@@ -255,6 +255,16 @@ def test_hits_without_any_passage_are_fused_by_weights_of_their_own(cascade):
     assert [hit.index for hit in result.hits] == usual.tolist()
 
 
+@pytest.mark.parametrize("depth", [0, 2, 5])
+def test_hits_that_are_equal_stay_in_the_engine_s_order(cascade, depth):
+    hits = [Hit(str(place), "merge lists", "a heap", 1.0) for place in range(5)]
+    result = cascade.rerank(QUERY, hits, passage_depth=depth)
+    assert [hit.index for hit in result.hits] == [0, 1, 2, 3, 4]
+    assert [hit.title_rank for hit in result.hits] == [1, 2, 3, 4, 5]
+    read = [hit.passage_rank for hit in result.hits]
+    assert read == [*range(1, depth + 1), *[None] * (5 - depth)]
+
+
 def test_depth_zero_is_titles_only(cascade):
     result = cascade.rerank(QUERY, some_hits(6), passage_depth=0)
     assert [stage.name for stage in result.stages] == ["title"]
@@ -348,6 +358,24 @@ def test_passages_go_in_the_order_of_promise_until_the_time_is_used(slow):
         assert ranks == list(range(1, scored + 1))
         before_ = scored
     assert slow.rerank(QUERY, hits, passage_depth=16, deadline_ms=2 * whole).complete
+
+
+def test_titles_take_of_the_deadline_too(cascade, monkeypatch):
+    titles, passages = Slow(cascade.title, 4.0), Slow(cascade.passage, 2.0)
+    monkeypatch.setattr("reranker.cascade.time.monotonic", lambda: titles.now + passages.now)
+    slow = Cascade(titles, passages, cascade.fusion)  # type: ignore[arg-type]
+    hits = some_hits(16)
+    for _ in range(20):  # until the cost of a token is known
+        slow.rerank(QUERY, hits, passage_depth=16)
+    before, titles_before = titles.now + passages.now, titles.now
+    slow.rerank(QUERY, hits, passage_depth=16)
+    whole = (titles.now + passages.now - before) * 1000
+    assert (titles.now - titles_before) * 1000 > 0.3 * whole
+    for share in (0.6, 0.7, 0.8, 0.9):
+        before = titles.now + passages.now
+        result = slow.rerank(QUERY, hits, passage_depth=16, deadline_ms=share * whole)
+        assert (titles.now + passages.now - before) * 1000 <= share * whole
+        assert 0 < result.stages[1].scored < 16
 
 
 def test_a_cost_that_was_measured_too_high_does_not_end_the_passage_stage(slow):

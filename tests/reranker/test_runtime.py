@@ -159,6 +159,16 @@ def test_kept_states_are_the_same_bit_for_bit(folder):
         assert kept.score(kept.read(QUERY), texts).tolist() == expected
 
 
+def test_what_is_kept_of_a_text_keeps_no_batch_alive(folder):
+    cache = Cache(10_000_000)
+    kept = BroadcastModel(folder, threads=1, cache=cache)
+    texts = some_texts(4)
+    for part in (texts[:5], texts):  # a batch of new texts only, and one of both
+        kept.score(kept.read(QUERY), part)
+    states = cache.get([text.tobytes() for text in texts])
+    assert all(state is not None and state.base is None for state in states)
+
+
 def test_a_cache_too_small_for_the_texts_changes_no_score(folder):
     plain = BroadcastModel(folder, threads=1)
     cache = Cache(8_000)
