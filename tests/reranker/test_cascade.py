@@ -276,6 +276,8 @@ def test_a_hit_without_a_title_keeps_what_the_first_stage_says(cascade):
     result = cascade.rerank(QUERY, hits, passage_depth=0)
     assert [hit.index for hit in result.hits] == [0, 1, 2, 3, 4]
     assert all(hit.title_score is None for hit in result.hits)
+    hits[2] = hits[2]._replace(title="heap")
+    assert cascade.rerank(QUERY, hits, passage_depth=0).stages[0].scored == 1
 
 
 def test_a_hit_without_any_text_takes_no_place_in_the_passage_stage(cascade):

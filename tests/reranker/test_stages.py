@@ -61,8 +61,8 @@ def test_a_long_passage_is_as_good_as_its_best_window(passages):
 
 def test_what_no_window_reaches_is_counted(passages):
     read = passages.read(QUERY)
-    scored = passages.score_read(read, ["", ""], ["merge " * 500, "merge"])
-    assert scored.truncated == 1
+    scored = passages.score_read(read, [""] * 3, ["merge " * 500, "merge", "merge " * 500])
+    assert scored.truncated == 2
 
 
 def test_empty_titles_and_passages_are_allowed(passages):
