@@ -23,6 +23,7 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakSet
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Row = NDArray[np.int64]
+    Step = Callable[[], "Step | None"]  # gives what is left to do of it
 
 T = TypeVar("T")
 
@@ -55,7 +57,7 @@ _LEAST_TOKENS = 192
 # same time, in batches of 1536 a tenth more.
 _MOST_TOKENS = 512
 # Less than this is not worth waking another core for.
-_SHARED_TOKENS = 32
+_SHARED_TOKENS = 16
 # Rows in which short texts are packed. A token attends within its own text, but all of a row is
 # computed: wider rows have less padding and more attention for nothing.
 _PACKED_WIDTHS = (16, 32)
@@ -109,20 +111,19 @@ class BroadcastModel:
         rows, first = lower_rows(rows, self._places)
         if self._after_query:
             first = int(query.get()["keys"].shape()[-1])
-        begun: list[tuple[Layout, Any]] = []  # before the query was read
 
-        def begin(layout: Layout | None) -> None:
-            if layout is None:
-                query.get()
-                return
+        def read() -> None:
+            query.get()
+
+        def begin(layout: Layout) -> Step | None:
             states = self._states([rows[place] for place in layout.places], layout, first)
-            if query.done():
-                finish((layout, states))
-            else:
-                begun.append((layout, states))
+            rest = partial(finish, layout, states)
+            if not query.done():
+                return rest
+            rest()
+            return None
 
-        def finish(part: tuple[Layout, Any]) -> None:
-            layout, states = part
+        def finish(layout: Layout, states: Any) -> None:
             feed = {
                 **query.get(),
                 "states": states,
@@ -132,8 +133,8 @@ class BroadcastModel:
             scores[layout.places] = self._upper.run(["scores"], feed)[0].numpy()
 
         parts = layouts(_lengths(rows), self._crew.threads)
-        self._crew.each(begin, [None, *parts])
-        self._crew.each(finish, begun)
+        steps: list[Step] = [read, *(partial(begin, layout) for layout in parts)]
+        self._crew.each(lambda step: step(), steps)
         return scores
 
     def _states(self, rows: Sequence[Row], layout: Layout, first: int) -> Any:
@@ -303,37 +304,55 @@ class Crew:
     def _new_pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, "titlecast")  # threads start when first used
 
-    def each(self, run: Callable[[T], object], parts: Iterable[T]) -> None:
-        """Run all parts, in this thread and in those that are free. Raises what a part raised."""
+    def each(self, run: Callable[[T], T | None], parts: Iterable[T]) -> None:
+        """Run all parts, in this thread and in those that are free. Raises what a part raised.
+
+        A part may give another, to be run by whoever is free next.
+        """
         left = deque(parts)
         helpers: list[Future[None]] = []
-        self._load.enter()
         try:
             while left:
-                for _ in range(len(left) - 1):
-                    if not self._load.enter(self.threads):
-                        break
-                    helpers.append(self._pool.submit(self._help, run, left))
-                self._next(run, left)
+                self._load.enter()
+                try:
+                    self._run_with(helpers, run, left)
+                finally:
+                    self._load.leave()
+                self._wait_for(helpers)  # those who go when others come may leave a part
         finally:
             left.clear()
-            self._load.leave()
-            begun = []
-            for helper in helpers:
-                if helper.cancel():  # it found no thread in time
-                    self._load.leave()
-                else:
-                    begun.append(helper)
-            wait(begun)
-        for helper in begun:
+            self._wait_for(helpers)
+        for helper in helpers:
             helper.result()
+
+    def _run_with(
+        self, helpers: list[Future[None]], run: Callable[[T], T | None], left: deque[T]
+    ) -> None:
+        """Run what is left, with as many helpers as are free."""
+        while left:
+            for _ in range(len(left) - 1):
+                if not self._load.enter(self.threads):
+                    break
+                helpers.append(self._pool.submit(self._help, run, left))
+            self._next(run, left)
+
+    def _wait_for(self, helpers: list[Future[None]]) -> None:
+        """Wait for the helpers, but forget those who found no thread in time."""
+        begun = []
+        for helper in helpers:
+            if helper.cancel():
+                self._load.leave()
+            else:
+                begun.append(helper)
+        helpers[:] = begun
+        wait(begun)
 
     def reset(self) -> None:
         """Begin anew in a child process, to which a fork brings none of its parent's threads."""
         self._load.reset()
         self._pool = self._new_pool()
 
-    def _help(self, run: Callable[[T], object], left: deque[T]) -> None:
+    def _help(self, run: Callable[[T], T | None], left: deque[T]) -> None:
         try:
             while left and self._load.running <= self.threads:
                 self._next(run, left)
@@ -341,12 +360,14 @@ class Crew:
             self._load.leave()
 
     @staticmethod
-    def _next(run: Callable[[T], object], left: deque[T]) -> None:
+    def _next(run: Callable[[T], T | None], left: deque[T]) -> None:
         try:
             part = left.popleft()
         except IndexError:  # another took the last
             return
-        run(part)
+        more = run(part)
+        if more is not None:
+            left.append(more)
 
 
 _CREWS: WeakSet[Crew] = WeakSet()

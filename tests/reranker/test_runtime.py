@@ -280,6 +280,65 @@ def test_parts_run_once_each_in_as_many_threads_as_are_free():
     assert load.running == 0
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_parts_leave_is_run_once_each_too(threads):
+    load = Load()
+    crew = Crew(threads, load)
+    seen: list[tuple[int, int]] = []
+
+    def run(part: tuple[int, int]) -> tuple[int, int] | None:
+        seen.append(part)
+        place, more = part
+        return (place, more - 1) if more else None
+
+    crew.each(run, [(place, place % 4) for place in range(40)])
+    assert sorted(seen) == [(place, more) for place in range(40) for more in range(place % 4 + 1)]
+    assert load.running == 0
+
+
+def test_whoever_is_free_runs_what_another_part_left():
+    """The caller, who has read a query, finishes one batch while a helper is at the next."""
+    crew = Crew(2, Load())
+    begun, finished = threading.Event(), threading.Event()
+
+    def run(part: str) -> str | None:
+        if part == "query":
+            assert begun.wait(30)
+        elif part == "first":
+            return "rest of the first"
+        elif part == "second":
+            begun.set()
+            assert finished.wait(30)
+        else:
+            finished.set()
+        return None
+
+    crew.each(run, ["query", "first", "second"])
+    assert finished.is_set()
+
+
+def test_what_a_helper_leaves_as_it_goes_is_not_lost():
+    load = Load()
+    crew = Crew(2, load)
+    meet = threading.Barrier(2, timeout=30)
+    seen = []
+
+    def run(part: str) -> str | None:
+        seen.append(part)
+        if part != "more":
+            meet.wait()
+        if threading.current_thread() is not threading.main_thread():
+            wait_until(lambda: load.running == 1)  # the caller has found nothing left
+            for _ in range(2):
+                load.enter()  # others come
+            return "more"
+        return None
+
+    crew.each(run, ["one", "two"])
+    assert seen[2:] == ["more"]
+    assert load.running == 2
+
+
 def test_a_search_beside_others_keeps_to_its_own_thread():
     load = Load()
     crew = Crew(2, load)
