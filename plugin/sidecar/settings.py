@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dotenv.parser import parse_stream
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from plugin.sidecar.keys import Keys
 from reranker.runtime import usable_cores
@@ -31,14 +24,16 @@ class SettingsError(ValueError):
     """A setting that cannot be; the text names it and the remedy."""
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """What the sidecar listens to, runs and refuses.
 
-    `load_settings` reads every field from the variable of its name, `TITLECAST_MAX_HITS` for
-    `max_hits`, unless it is given.
+    Every field is read from the variable of its name, `TITLECAST_MAX_HITS` for `max_hits`, unless
+    it is given; make one with `load_settings`.
     """
 
-    model_config = ConfigDict(
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
         frozen=True,
         hide_input_in_errors=True,  # one of them is the key
         extra="forbid",
@@ -143,27 +138,32 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
     The file (`config`, or what TITLECAST_CONFIG names) has lines like the environment's,
     `TITLECAST_PORT=8900`. Raises `SettingsError` for the first that cannot be.
     """
-    environ = _settings_of({name.upper(): text for name, text in os.environ.items()})
+    environ = {name.upper(): text for name, text in os.environ.items()}
+    _refuse_empty_keys(environ)
     if config is None and os.environ.get(f"{PREFIX}CONFIG"):
         config = Path(os.environ[f"{PREFIX}CONFIG"])
-    filed = {} if config is None else _settings_of(_read_file(config))
+    filed = {} if config is None else _read_file(config)
+    _refuse_empty_keys(filed)
+    # What the environment says goes before the file; an empty variable says nothing, as compose
+    # files leave them.
+    used = {
+        name.removeprefix(PREFIX).lower(): text
+        for name, text in filed.items()
+        if text and not environ.get(name)
+    }
     given = {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**{**filed, **environ, **given})
+        return Settings(**{**used, **given})
     except ValidationError as error:
         raise SettingsError(_sentence(error)) from error
 
 
-def _settings_of(variables: dict[str, str]) -> dict[str, str]:
-    """Find the fields that variables give; empty ones, as compose files leave them, do not."""
-    named = {name: variables.get(f"{PREFIX}{name.upper()}") for name in Settings.model_fields}
-    for name in _NEVER_EMPTY:
-        if named[name] == "":
+def _refuse_empty_keys(variables: dict[str, str]) -> None:
+    for name in (f"{PREFIX}{name.upper()}" for name in _NEVER_EMPTY):
+        if variables.get(name) == "":
             raise SettingsError(
-                f"{PREFIX}{name.upper()} is empty, and would let everybody in: fill it in, or take "
-                "it out"
+                f"{name} is empty, and would let everybody in: fill it in, or take it out"
             )
-    return {name: text for name, text in named.items() if text}
 
 
 def _read_file(path: Path) -> dict[str, str]:
