@@ -81,8 +81,8 @@ def needs_local_node() -> None:
 
 @pytest.fixture(scope="session")
 def cascade() -> Cascade:
-    """The shipped models."""
-    return Cascade.load(threads=1)
+    """The shipped models, which read as many passages as they are told to."""
+    return Cascade.load(threads=1, early_stop=False)
 
 
 @pytest.fixture(scope="module")
