@@ -448,7 +448,11 @@ class _Record(NamedTuple):
         return str(value)
 
 
-def _json_lines(path: Path) -> Iterator[_Record]:
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of a JSON Lines file with its place, `FILE, line 3`; blank lines are passed over.
+
+    Raises ValueError for a line that is no object.
+    """
     with open_text(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -459,7 +463,11 @@ def _json_lines(path: Path) -> Iterator[_Record]:
                 record = None
             if not isinstance(record, dict):
                 raise ValueError(f"{path}, line {number} is not a JSON object; mend the file.")
-            yield _Record(record, f"{path}, line {number}")
+            yield f"{path}, line {number}", record
+
+
+def _json_lines(path: Path) -> Iterator[_Record]:
+    return (_Record(record, place) for place, record in json_objects(path))
 
 
 def _first(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from reranker.evaluation.collections import (
     Collection,
     Document,
     Query,
-    open_text,
+    json_objects,
     read_collection,
 )
 from reranker.evaluation.contamination import FILE, fingerprint, fingerprints
@@ -137,31 +137,16 @@ def sources_of(paths: Sequence[Path]) -> list[str]:
     """
     found: list[str] = []
     for path in paths:
-        for number, record in _records(path):
+        for place, record in json_objects(path):
             known = [record.get(key) for key in (*_ID_KEYS, *_QUERY_KEYS)]
             named = [str(value) for value in known if value not in (None, "")]
             if not named:
                 raise ValueError(
-                    f"{path}, line {number}: no query; give its id as one of "
+                    f"{place}: no query; give its id as one of "
                     f"{', '.join(_ID_KEYS)}, or its text as one of {', '.join(_QUERY_KEYS)}"
                 )
             found += named
     return found
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A JSON Lines file's objects with their lines' numbers; raises ValueError for other lines."""
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                record = None
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}, line {number} is not a JSON object; mend the file")
-            yield number, record
 
 
 def dev_queries(
@@ -182,7 +167,7 @@ def dev_queries(
     origin_of: dict[str, str] = {}
     given_away: set[str] = set()
     if source.made_from is not None:
-        for _, record in _records(data / source.path):
+        for _, record in json_objects(data / source.path):
             if record.get(source.made_from) is None:
                 continue
             origin = str(record[source.made_from])
@@ -235,12 +220,10 @@ def _unlabelled(paths: Sequence[Path], held_out: set[str], prints: set[int]) -> 
     """Queries of JSON Lines files that may be trained on; raises ValueError for one without."""
     found: dict[str, None] = {}
     for path in paths:
-        for number, record in _records(path):
+        for place, record in json_objects(path):
             query = _text_of(record)
             if not query:
-                raise ValueError(
-                    f"{path}, line {number}: no query; give one of {', '.join(_QUERY_KEYS)}"
-                )
+                raise ValueError(f"{place}: no query; give one of {', '.join(_QUERY_KEYS)}")
             excluded = fingerprint(query) in prints or not held_out.isdisjoint(_ids(record))
             if query.strip() and side(query) == "train" and not excluded:
                 found[query] = None
@@ -274,7 +257,7 @@ def _kin(
         (str(record[field]), {_QueryId(source.path, id) for id in _ids(record)})
         for source in sources
         if (field := source.config.made_from) is not None
-        for _, record in _records(data / source.path)
+        for _, record in json_objects(data / source.path)
         if record.get(field) is not None
     ]
     # The query that others were made from may be in any source, or in none.
