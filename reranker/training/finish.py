@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from reranker.coverage import Coverage
-from reranker.evaluation.bm25 import BM25
+from reranker.evaluation.bm25 import BM25, text_of
 from reranker.evaluation.collections import read_collection
 from reranker.evaluation.contamination import FILE
 from reranker.fusion import Fusion, neutral, standardise
@@ -200,7 +200,7 @@ def score_windows(
             named = np.zeros((len(window), len(window)))
             coverage = np.zeros(len(window))
             if not pages:
-                coverage = covers.of(query.text, [f"{d.title} {d.text}" for d in documents])
+                coverage = covers.of(query.text, [text_of(one) for one in documents])
                 promise = standardise(logits) + first + standardise(coverage)
                 best = np.argsort(-promise, kind="stable")[:depth]
                 read[best] = passage.score(

@@ -263,15 +263,7 @@ final class SidecarClient implements Closeable {
 
   /** Asks a sidecar whose searches ran out of time whether it is to blame for that. */
   private void probe(Sidecar sidecar) {
-    health(sidecar)
-        .whenComplete(
-            (ready, error) -> {
-              if (error == null) {
-                sidecar.breaker.probed();
-              } else {
-                failed(sidecar, Failure.TIMEOUT);
-              }
-            });
+    ask(sidecar, () -> failed(sidecar, Failure.TIMEOUT));
   }
 
   /** Asks a sidecar that is left alone how it is, again and again until it is well. */
@@ -283,15 +275,20 @@ final class SidecarClient implements Closeable {
               if (closed || !setup.sidecars.contains(sidecar)) {
                 return;
               }
-              health(sidecar)
-                  .whenComplete(
-                      (ready, error) -> {
-                        if (error == null) {
-                          sidecar.breaker.probed();
-                        } else {
-                          probeLater(sidecar);
-                        }
-                      });
+              ask(sidecar, () -> probeLater(sidecar));
+            });
+  }
+
+  /** Asks a sidecar how it is, and tells its breaker where it is well. */
+  private void ask(Sidecar sidecar, Runnable otherwise) {
+    health(sidecar)
+        .whenComplete(
+            (ready, error) -> {
+              if (error == null) {
+                sidecar.breaker.probed();
+              } else {
+                otherwise.run();
+              }
             });
   }
 
