@@ -45,7 +45,8 @@ from plugin.engines import (
 )
 from plugin.node import LocalCluster, NodeError
 from plugin.pipelines import Pipeline, PipelineError
-from plugin.sidecar.process import SidecarProcess, ask_health, free_port
+from plugin.ports import free_port
+from plugin.sidecar.process import SidecarProcess, ask_health
 from reranker import Cascade
 from reranker.evaluation import collections
 from reranker.evaluation.contamination import FILE as TRAINED_ON

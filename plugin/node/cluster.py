@@ -26,6 +26,7 @@ from plugin.node.assembly import assemble, prepared_cache_folder, runs_as_root
 from plugin.node.errors import NodeError, PortTakenError, StartError
 from plugin.node.processes import Guard, ProcessId, terminate
 from plugin.node.tools import Jdk, find_jdk
+from plugin.ports import free_ports
 
 _log = logging.getLogger(__name__)
 
@@ -316,15 +317,6 @@ def get_json(node: Node, path: str, seconds: float = 5.0) -> dict[str, object] |
     finally:
         connection.close()
     return answer if isinstance(answer, dict) else None
-
-
-def free_ports(count: int) -> list[int]:
-    """Return different ports that nobody listens on at this moment."""
-    with contextlib.ExitStack() as stack:  # held together, or the same one would come twice
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((_HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _http_ports(options: ClusterOptions) -> list[int]:

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -125,12 +124,6 @@ def ask_health(host: str, port: int, seconds: float = 2.0, tls: bool = False) ->
         return None
     finally:
         connection.close()
-
-
-def free_port() -> int:
-    """Give a port of 127.0.0.1 that nobody listened at a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _environment() -> dict[str, str]:

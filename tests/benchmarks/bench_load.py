@@ -30,7 +30,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plugin.sidecar.process import SidecarProcess, free_port
+from plugin.ports import free_port
+from plugin.sidecar.process import SidecarProcess
 from plugin.sidecar.protocol import DEADLINE_HEADER
 from reranker.runtime import usable_cores
 

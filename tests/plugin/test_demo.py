@@ -24,7 +24,8 @@ from plugin import demo
 from plugin.cli.options import CommandError
 from plugin.cli.search import Comparison, Found
 from plugin.engines import EngineUnavailable
-from plugin.sidecar.process import SidecarError, SidecarProcess, ask_health, free_port
+from plugin.ports import free_port
+from plugin.sidecar.process import SidecarError, SidecarProcess, ask_health
 from reranker import Cascade
 from reranker.evaluation.collections import Document, Query
 from reranker.evaluation.contamination import fingerprint, fingerprints

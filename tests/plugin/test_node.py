@@ -376,11 +376,6 @@ def test_settings_form_one_cluster_of_any_size(nodes: int, number: int) -> None:
     json.dumps(settings)
 
 
-@given(st.integers(1, 20))
-def test_free_ports_are_different(count: int) -> None:
-    assert len(set(cluster.free_ports(count))) == count
-
-
 def test_a_taken_port_is_told_before_anything_is_built(home: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

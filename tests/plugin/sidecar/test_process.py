@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from plugin.sidecar.process import free_port
+from plugin.ports import free_port
 from reranker.stages import SHIPPED
 from tests.plugin.sidecar.fakes import sample, search, wait_until
 
