@@ -76,6 +76,9 @@ class DataConfig(_Strict):
     window: int = Field(default=100, ge=2)  # first-stage candidates per query
     # And as many of a bi-encoder's: of the one that `taught_by` names, or else of the backbone.
     dense: int = Field(default=0, ge=0)
+    # JSON Lines of queries without judgements, below the data folder: `text`, `input` or `claim`.
+    # Their candidates are found like the others' and only a teacher's scores say which are good.
+    unlabelled: list[str] = []
     # And trained on besides: at most so many sentences of each document as queries for its title,
     # which is taken out of them. Titles only.
     made: int = Field(default=0, ge=0)
@@ -190,6 +193,9 @@ class Recipe(_Strict):
     texts_per_pass: int = Field(default=0, ge=0)
     keep: KeepConfig | None = None
     precision: Literal["fp32", "bf16"] = "fp32"  # of the matrix products; weights are fp32
+    # Processes that put lists together while the network learns from those before: a GPU waits
+    # for them otherwise.
+    workers: int = Field(default=0, ge=0)
     steps: int = Field(default=2000, ge=1)
     queries_per_step: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
@@ -224,6 +230,11 @@ class Recipe(_Strict):
         if self.augment and self.taught_by and self.taught_by.folder is None:
             raise ValueError(
                 "only a network scores mined lists: give taught_by a folder, or leave augment out"
+            )
+        if self.data.unlabelled and (self.task != "passage" or self.taught_by is None):
+            raise ValueError(
+                "unlabelled is for passages, and only a teacher's scores say anything of them: "
+                "give taught_by, or leave it out"
             )
         if self.data.made and self.task != "title":
             raise ValueError("made is for titles; passages have augment.made")

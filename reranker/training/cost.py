@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from reranker.models.pair import PairEncoder
+from reranker.training.draws import passes
 from reranker.training.lists import make_batch
-from reranker.training.loop import batch_loss, parameter_groups, passes
+from reranker.training.loop import batch_loss, parameter_groups
 
 if TYPE_CHECKING:
     from reranker.models.broadcast import BroadcastConfig

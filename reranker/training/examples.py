@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 MADE = "made"  # the source of examples that documents' own sentences gave
+UNLABELLED = "unlabelled"  # and of queries that nobody judged: they have no gold text
 
 
 @dataclass

@@ -152,16 +152,15 @@ def make_batch(
 ) -> Batch:
     """Put lists together: queries' ids, texts by place in `tokens`, gold texts by place."""
     width = max(len(texts) for texts, _ in lists)
-    gold = torch.zeros(len(lists), width, dtype=torch.bool)
-    valid = torch.zeros(len(lists), width, dtype=torch.bool)
-    first = torch.zeros(len(lists), width)
+    names = np.full((len(lists), width), -1)  # each list's texts
+    gold = np.zeros(names.shape, dtype=bool)
+    first = np.zeros(names.shape, dtype=np.float32)
     flat: list[tuple[int, int, int]] = []  # (length, owner, place)
     for owner, (texts, scores) in enumerate(lists):
-        valid[owner, : len(texts)] = True
-        first[owner, : len(texts)] = torch.tensor(scores)
-        for place, text in enumerate(texts):
-            gold[owner, place] = text in golds[owner]
-            flat.append((len(tokens[text]), owner, place))
+        names[owner, : len(texts)] = texts
+        first[owner, : len(texts)] = scores
+        gold[owner, : len(texts)] = [text in golds[owner] for text in texts]
+        flat += [(len(tokens[text]), owner, place) for place, text in enumerate(texts)]
     flat.sort()
     cut = []
     for part in np.array_split(np.arange(len(flat)), min(chunks, len(flat))):
@@ -170,12 +169,16 @@ def make_batch(
         owners = torch.tensor([owner for _, owner, _ in rows])
         places = torch.tensor([owner * width + place for _, owner, place in rows])
         cut.append(Chunk(ids, mask, owners, places))
-    names = torch.full(valid.shape, -1)
+    elsewhere = np.zeros((len(lists), names.size), dtype=bool)
     for owner, (texts, _) in enumerate(lists):
-        names[owner, : len(texts)] = torch.tensor(texts)
-    elsewhere = torch.zeros(len(lists), names.numel(), dtype=torch.bool)
-    for owner, (texts, _) in enumerate(lists):
-        own = torch.tensor([*texts, *golds[owner], -1])
-        elsewhere[owner] = ~torch.isin(names.flatten(), own)
+        elsewhere[owner] = ~np.isin(names.ravel(), [*texts, *golds[owner], -1])
     query_ids, query_mask = padded(queries)
-    return Batch(query_ids, query_mask, cut, gold, valid, first, elsewhere)
+    return Batch(
+        query_ids,
+        query_mask,
+        cut,
+        gold=torch.from_numpy(gold),
+        valid=torch.from_numpy(names >= 0),
+        first_stage=torch.from_numpy(first),
+        elsewhere=torch.from_numpy(elsewhere),
+    )

@@ -29,23 +29,17 @@ from reranker.models.broadcast import BroadcastEncoder
 from reranker.models.pair import PairEncoder
 from reranker.training import losses
 from reranker.training.augment import Augmenter
-from reranker.training.examples import MADE, Example, load
+from reranker.training.draws import Draw, Draws, until
+from reranker.training.examples import Example, load
 from reranker.training.keep import Keeper
-from reranker.training.lists import (
-    Batch,
-    Tokens,
-    draw_examples,
-    draw_list,
-    drop_tokens,
-    make_batch,
-)
+from reranker.training.lists import Batch, Tokens, make_batch
 from reranker.training.mining import Miner
 from reranker.training.scoring import list_logits, own_lists, score_all, score_lists
 from reranker.training.start import Model, new_model, tokenizer_of
 from reranker.training.teachers import find_teacher
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -127,41 +121,30 @@ def train(
         augmenter = Augmenter(recipe, folder, pool, texts, items, tokenizer)
 
     last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
+    draws = Draws(recipe, items, queries, texts, len(pool), miner, augmenter, processes)
+    coming: Iterator[Draw] = iter(())
+    mined_until = step  # what is mined holds until then
     started, tokens_seen = time.monotonic(), 0
     while step < last and not (recipe.patience and since >= recipe.patience):
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(recipe, step)
-        if augmenter:
-            with processes.main_process_first():  # the others read what it mined
-                augmenter.advance(step, model)
-        miner.advance(step, model, processes)
+        if step == mined_until:
+            if augmenter:
+                with processes.main_process_first():  # the others read what it mined
+                    augmenter.advance(step, model)
+            miner.advance(step, model, processes)
+            mined_until = until(recipe, step, last)
+            coming = draws.of(step * recipe.accumulate, mined_until * recipe.accumulate)
         total = 0.0
         for part in range(recipe.accumulate):
             draw = step * recipe.accumulate + part
-            chosen = draw_examples(len(items), recipe.queries_per_step, draw, recipe.seed)
-            rng = np.random.default_rng([recipe.seed, 1, draw])
-            lists = [draw_list(items[i], recipe.lists, len(pool), rng, miner.of(i)) for i in chosen]
-            asked, golds = [queries[i] for i in chosen], [set(items[i].golds) for i in chosen]
-            if augmenter:
-                augmenter.replace(rng, asked, lists, golds)
-            asked = [drop_tokens(row, recipe.lists.query_dropout, rng) for row in asked]
-            # BM25 says nothing of a sentence without its title: added there, its weight would
-            # fall to nothing, and judged lists would not learn what it leaves out.
-            judged = np.array([items[i].source != MADE for i in chosen])
-            added = torch.from_numpy((rng.random(len(chosen)) < recipe.with_first_stage) & judged)
-            mine = slice(processes.process_index, None, team)  # this process's share
-            batch = make_batch(
-                asked[mine],
-                lists[mine],
-                golds[mine],
-                augmenter.texts if augmenter else texts,
-                chunks=passes(recipe, lists[mine]),
-            ).to(device)
-            taught = teacher.scores(batch, chosen[mine], lists[mine])
+            drawn = next(coming)
+            batch = drawn.batch.to(device)
+            taught = teacher.scores(batch, drawn.chosen, drawn.lists)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 dual = draw % recipe.dual_every == 0
                 loss = batch_loss(
-                    recipe, model, batch, first_stage, added[mine].to(device), dual, taught
+                    recipe, model, batch, first_stage, drawn.added.to(device), dual, taught
                 )
                 if keeper and recipe.keep:
                     held, before = keeper.draw(draw, processes)
@@ -295,12 +278,6 @@ def parameter_groups(
         groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
     groups.append({"params": [first_stage], "lr": recipe.bias_learning_rate, "weight_decay": 0.0})
     return groups
-
-
-def passes(recipe: Recipe, lists: Sequence[tuple[list[int], list[float]]]) -> int:
-    """In how many chunks a batch's texts are read."""
-    texts = sum(len(places) for places, _ in lists)
-    return max(4, -(-texts // recipe.texts_per_pass)) if recipe.texts_per_pass else 4
 
 
 def batch_loss(

@@ -101,6 +101,11 @@ def prepare(
     )
     build = _titles if recipe.task == "title" else _passages
     pool, items = build(recipe, sources, documents)
+    if recipe.data.unlabelled:
+        paths = [data / path for path in recipe.data.unlabelled]
+        known = {item.query for _, item in items}
+        asked = [q for q in _unlabelled(paths, held_out_ids, prints) if q not in known]
+        items += _without_labels(recipe, asked, documents)
     if encode and recipe.data.dense:
         _add_nearest(recipe, encode, pool, items)
 
@@ -300,6 +305,22 @@ def _passages(
                 items.append((_QueryId(source.path, query.id), item))
         log.info("%s: candidates found", source.collection.name)
     return [text_of(document) for document in documents], items
+
+
+def _without_labels(
+    recipe: Recipe, queries: Sequence[str], documents: Sequence[Document]
+) -> _Items:
+    """Examples of queries that nobody judged: candidates, and no gold text among them."""
+    bm25 = _by_text(documents)
+    items: _Items = []
+    for query in queries:
+        found = bm25.search(query, recipe.data.window)
+        window, scores = [int(place) for place, _ in found], [score for _, score in found]
+        item = examples.example(examples.UNLABELLED, query, [], window, scores)
+        if item.candidates:
+            items.append((None, item))
+    log.info("%d queries without judgements", len(items))
+    return items
 
 
 def _by_text(documents: Sequence[Document]) -> BM25:

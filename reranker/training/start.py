@@ -177,9 +177,9 @@ def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tup
         return recipe, model.eval()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: train first, with `titlecast train`")
-    trained = torch.load(path, weights_only=True)["model"]
+    trained = torch.load(path, weights_only=True, map_location="cpu")["model"]
     if average:
-        last = torch.load(folder / "checkpoint.pt", weights_only=True)["model"]
+        last = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
         trained = {name: value.lerp(last[name], 0.5) for name, value in trained.items()}
     start = model.state_dict()
     mixed = {name: start[name].lerp(value, blend) for name, value in trained.items()}

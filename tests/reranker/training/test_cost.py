@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from reranker.models.pair import PairEncoder
 from reranker.training.config import Recipe
 from reranker.training.cost import Cost, cost_of
+from reranker.training.draws import passes
 from reranker.training.lists import make_batch
-from reranker.training.loop import batch_loss, parameter_groups, passes
+from reranker.training.loop import batch_loss, parameter_groups
 from tests.reranker.conftest import SMALL, random_encoder
 
 

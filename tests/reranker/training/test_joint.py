@@ -16,6 +16,7 @@ from plugin.cli.options import CommandError
 from reranker.dual import DualEncoder
 from reranker.training.augment import Mined
 from reranker.training.config import RECIPES, Recipe, read_recipe
+from reranker.training.draws import passes
 from reranker.training.experiments import Arm, Interval
 from reranker.training.finish import export_trained
 from reranker.training.joint import (
@@ -28,7 +29,7 @@ from reranker.training.joint import (
     summarise,
 )
 from reranker.training.lists import make_batch
-from reranker.training.loop import batch_loss, passes, train
+from reranker.training.loop import batch_loss, train
 from reranker.training.prepare import prepare
 from reranker.training.scoring import dual_logits, list_logits
 from tests.reranker.conftest import SMALL, WORDS, random_encoder

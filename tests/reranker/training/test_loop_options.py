@@ -145,6 +145,20 @@ def test_every_option_resumes_bit_for_bit(data, backbone, tmp_path, kind):
     assert not same(weights(tmp_path / "plain"), weights(tmp_path / "one"))  # it does something
 
 
+@pytest.mark.parametrize("kind", ["title", "passage"])
+def test_other_processes_put_together_what_this_one_would(data, backbone, tmp_path, kind):
+    text = recipe_text(kind, backbone) + "mined = 3\nremine_every = 4\nquery_dropout = 0.2\n"
+    if kind == "passage":  # what is mined between steps reaches them, too
+        text += "[augment]\nfirst = 1\nevery = 2\nlabelled = 4\nmade = 2\npool = 30\ndepth = 5\n"
+    recipe = prepared(tmp_path / "one", data, text)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    train(recipe, tmp_path / "one", stop_at=5)
+    with_others = recipe.model_copy(update={"workers": 2})
+    for stop in (2, 5):
+        train(with_others, tmp_path / "two", stop_at=stop)
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
 def test_what_is_kept_are_the_bi_encoder_s_scores(data, backbone, tmp_path):
     text = recipe_text("title", backbone) + '[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\n'
     recipe = prepared(tmp_path, data, text)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from reranker.evaluation.contamination import fingerprint
+from reranker.evaluation.contamination import FILE, fingerprint
 from reranker.evaluation.split import side
-from reranker.training.config import Recipe
-from reranker.training.examples import load
+from reranker.training.config import Recipe, read_recipe
+from reranker.training.examples import UNLABELLED, load
 from reranker.training.finish import score_windows
+from reranker.training.loop import train
 from reranker.training.prepare import prepare, prepare_once, sources_of
+from tests.reranker.training.conftest import recipe_text
 
 ANIMALS = ["cat", "dog", "horse", "mouse", "eagle", "whale", "tiger", "shark", "camel", "panda"]
 METALS = ["iron", "gold", "silver", "copper", "zinc", "lead", "tin", "nickel", "cobalt", "chrome"]
@@ -213,3 +217,45 @@ def test_judgements_of_documents_that_are_not_there_are_counted(tmp_path, caplog
     assert "2 judgements are left out, for the corpus lacks their documents: the" in caplog.text
     _, items = load(tmp_path / "out/train")
     assert len({item.query for item in items}) == len(ANIMALS)
+
+
+def test_queries_that_nobody_judged_have_candidates_and_no_gold_text(data, backbone, tmp_path):
+    lines = (data / "beir/all-queries.jsonl").read_text("utf-8").splitlines()
+    judged = list(map(json.loads, lines))
+    more: list[dict[str, object]] = [
+        {"id": f"u{place}", "input": f"nobody judged {one['text']}"}
+        for place, one in enumerate(judged)
+    ]
+    left_out = str(more[3]["input"])
+    # One that is judged is no query without judgements, and one of a held-out id is held out.
+    held_out = next(one for one in judged if side(one["text"]) != "train")
+    more += [{"id": "again", "input": judged[0]["text"]}]
+    more += [{"id": held_out["_id"], "input": "in other words w1 w2"}]
+    write_lines(tmp_path / "data/more.jsonl", more)
+    shutil.copytree(data, tmp_path / "data", dirs_exist_ok=True)
+    text = recipe_text("passage", backbone).replace(
+        "[data]", '[data]\nunlabelled = ["more.jsonl"]\ndense = 4'
+    )
+    text += f'[taught_by]\nencoder = "{backbone}"\n'
+    (tmp_path / "recipe.toml").write_text(text, "utf-8")
+    recipe = read_recipe(tmp_path / "recipe.toml")
+    prepare_once(recipe, tmp_path / "data", tmp_path / "out", [left_out])
+    _, items = load(tmp_path / "out/train")
+    found = [item for item in items if item.source == UNLABELLED]
+    wanted = {str(one["input"]) for one in more[: len(judged)]}
+    wanted = {text for text in wanted if side(text) == "train"}
+    assert {item.query for item in found} == wanted - {left_out}
+    assert all(not item.golds and item.candidates for item in found)
+    assert all(len(item.taught) == len(item.texts) for item in found)
+    assert UNLABELLED not in {item.source for item in load(tmp_path / "out/dev")[1]}
+    seen = set(np.load(tmp_path / "out" / FILE).tolist())
+    assert {fingerprint(item.query) for item in found} <= seen
+    state = torch.load(train(recipe, tmp_path / "out", stop_at=4), weights_only=True)
+    assert all(bool(torch.isfinite(value).all()) for value in state["model"].values())
+
+
+def test_queries_without_judgements_need_a_teacher(backbone, tmp_path):
+    text = recipe_text("passage", backbone).replace("[data]", '[data]\nunlabelled = ["x.jsonl"]')
+    (tmp_path / "recipe.toml").write_text(text, "utf-8")
+    with pytest.raises(ValueError, match="give taught_by"):
+        read_recipe(tmp_path / "recipe.toml")

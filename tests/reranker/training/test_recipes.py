@@ -103,11 +103,10 @@ def write_data(data: Path, recipe: Recipe) -> None:
         else:
             kind = next((name for name in ("kilt", "hover") if corpus.startswith(name)), "beir")
             write_source(data, SourceConfig(path=corpus, format=kind))
-    if recipe.augment:
-        for path in recipe.augment.queries:
-            if not (data / path).exists():
-                asked = queries(path.replace("/", " "))
-                write_lines(data / path, [json.dumps({"text": text}) for text in asked])
+    for path in [*recipe.data.unlabelled, *(recipe.augment.queries if recipe.augment else [])]:
+        if not (data / path).exists():
+            asked = queries(path.replace("/", " "))
+            write_lines(data / path, [json.dumps({"text": text}) for text in asked])
 
 
 def shrunk(recipe: Recipe, backbone: Path, teacher: Path) -> Recipe:
@@ -117,6 +116,7 @@ def shrunk(recipe: Recipe, backbone: Path, teacher: Path) -> Recipe:
         "backbone": str(backbone),
         "steps": 2,
         "queries_per_step": 2,
+        "workers": 0,
         "accumulate": 1,
         "frozen_layers": min(recipe.frozen_layers, 1),
         "model": model,
