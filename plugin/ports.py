@@ -20,7 +20,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """
     ports = list(range(_LOWEST, _first_outgoing()))
     random.shuffle(ports)  # two that look at the same time find different ones
-    found = []
+    found: list[int] = []
     with contextlib.ExitStack() as stack:  # held together, or the same one would come twice
         for port in ports:
             if len(found) == count:

@@ -322,7 +322,8 @@ class Reading:
         order = np.argsort(-promise, kind="stable").tolist()
         # The most promising first.
         self.unread = [i for i in order if hits[i].title.strip() or hits[i].passage.strip()]
-        self._titles, self._first, self._coverage = titles, first, coverage
+        self.coverage = coverage
+        self._titles, self._first = titles, first
         self._fusion = fusion
         self._most_characters = most_characters
         self._names: Names | None = None  # not before a passage was read that may name some
@@ -347,7 +348,7 @@ class Reading:
     @property
     def scores(self) -> NDArray[np.float64]:
         """The passage stage's fused scores (n,), without `gain`; NaN of the unread."""
-        return self._fusion.passages(self.logits, self._titles, self._first, self._coverage)
+        return self._fusion.passages(self.logits, self._titles, self._first, self.coverage)
 
     @property
     def final(self) -> NDArray[np.float64]:
@@ -401,6 +402,7 @@ def _ranked(
             first_stage_score=float(hits[i].score),
             title_score=float(title_logits[i]) if titled[i] else None,
             passage_score=float(passage_logits[i]) if read[i] else None,
+            coverage=float(reading.coverage[i]),
             mention=float(gained[i]),
             first_stage_rank=i + 1,
             title_rank=title_ranks[i],

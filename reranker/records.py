@@ -34,6 +34,7 @@ class RankedHit:
     first_stage_score: float
     title_score: float | None = None  # the title model's logit
     passage_score: float | None = None  # the passage model's logit
+    coverage: float = 0.0  # share of the query's words it holds, 0 to 1; 0 too where nobody looked
     mention: float = 0.0  # what its fused score gained, as passages that were read name its title
     first_stage_rank: int = 0  # ranks count from 1
     title_rank: int | None = None

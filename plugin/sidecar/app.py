@@ -621,6 +621,7 @@ def _wire_hit(hit: RankedHit) -> WireRankedHit:
         first_stage_score=hit.first_stage_score if math.isfinite(hit.first_stage_score) else None,
         title_score=hit.title_score,
         passage_score=hit.passage_score,
+        coverage=hit.coverage,
         mention=hit.mention,
     )
 

@@ -75,6 +75,7 @@ class WireRankedHit(BaseModel):
     first_stage_score: float | None
     title_score: float | None
     passage_score: float | None
+    coverage: float = 0.0  # share of the query's words that title and passage hold, 0 to 1
     mention: float = 0.0  # > 0: passages that were read name its title, and it was placed higher
 
 

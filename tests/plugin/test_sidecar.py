@@ -93,7 +93,10 @@ def test_the_library_and_the_wire_say_the_same(client: httpx.Client, cascade: Ca
     expected = cascade.rerank("merge lists", hits, passage_depth=2)
     assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in expected.hits]
     assert [hit["score"] for hit in answer["hits"]] == [hit.score for hit in expected.hits]
-    assert [hit["mention"] for hit in answer["hits"]] == [hit.mention for hit in expected.hits]
+    for number in ("coverage", "mention"):
+        got = [hit[number] for hit in answer["hits"]]
+        assert got == [getattr(hit, number) for hit in expected.hits]
+    assert answer["hits"][-1]["coverage"] != answer["hits"][0]["coverage"]
 
 
 def test_no_hits_are_no_error(client: httpx.Client) -> None:

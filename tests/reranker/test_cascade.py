@@ -183,6 +183,7 @@ def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, share):
     assert [hit.index for hit in result.hits] == expected
     gained = [lifted[i] - final[i] if i in read else gain[i] for i in expected]
     assert [hit.mention for hit in result.hits] == pytest.approx(gained, abs=1e-6)
+    assert [hit.coverage for hit in result.hits] == pytest.approx([held[i] for i in expected])
     usual = Cascade(cascade.title, cascade.passage, f, rule).rerank(QUERY, hits, passage_depth=12)
     assert [hit.index for hit in usual.hits] != expected  # else this would show nothing
 
