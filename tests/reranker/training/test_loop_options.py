@@ -27,7 +27,7 @@ from reranker.training.loop import (
 )
 from reranker.training.mining import Miner
 from reranker.training.scoring import list_logits
-from reranker.training.start import load_trained, new_model, some_layers
+from reranker.training.start import load_last, load_trained, new_model, some_layers
 from tests.reranker.training.conftest import prepared, recipe_text, records
 
 
@@ -157,6 +157,25 @@ def test_other_processes_put_together_what_this_one_would(data, backbone, tmp_pa
     for stop in (2, 5):
         train(with_others, tmp_path / "two", stop_at=stop)
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def test_weights_of_a_device_that_is_not_here_are_read(data, backbone, tmp_path, monkeypatch):
+    recipe = prepared(tmp_path, data, recipe_text("title", backbone))
+    # As a GPU's tensors are saved, and what reading them means where there is none.
+    known = [(0, lambda storage: "elsewhere:0", refuse), *torch.serialization._package_registry]
+    monkeypatch.setattr(torch.serialization, "_package_registry", known)
+    train(recipe, tmp_path, stop_at=4)
+    with pytest.raises(RuntimeError, match="no such device"):
+        torch.load(tmp_path / "best.pt", weights_only=True)
+    train(recipe, tmp_path, stop_at=6)
+    load_trained(tmp_path, average=True)
+    load_last(recipe, tmp_path)
+
+
+def refuse(storage: object, location: str) -> None:
+    """Read no tensor of the device that only the test above has."""
+    if location.startswith("elsewhere"):
+        raise RuntimeError("no such device")
 
 
 def test_what_is_kept_are_the_bi_encoder_s_scores(data, backbone, tmp_path):
