@@ -14,9 +14,10 @@ _LOWEST = 20_000  # below are those that other services are known for
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Different ports that nobody listens on at this moment, and that no connection will take.
+    """Different ports that nobody listens on at this moment.
 
-    Raises OSError where there are not so many.
+    The system gives them to no outgoing connection, unless it may give these nearly all. Raises
+    OSError where there are not so many.
     """
     ports = list(range(_LOWEST, _first_outgoing()))
     random.shuffle(ports)  # two that look at the same time find different ones

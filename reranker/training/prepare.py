@@ -99,13 +99,14 @@ def prepare(
     documents = list(
         dict.fromkeys(one for source in sources for one in source.collection.corpus.values())
     )
+    by_text = _by_text(documents)
     build = _titles if recipe.task == "title" else _passages
-    pool, items = build(recipe, sources, documents)
+    pool, items = build(recipe, sources, documents, by_text)
     if recipe.data.unlabelled:
         paths = [data / path for path in recipe.data.unlabelled]
         known = {item.query for _, item in items}
         asked = [q for q in _unlabelled(paths, held_out_ids, prints) if q not in known]
-        items += _without_labels(recipe, asked, documents)
+        items += _without_labels(recipe, asked, by_text)
     if encode and recipe.data.dense:
         _add_nearest(recipe, encode, pool, items)
 
@@ -281,17 +282,16 @@ _Items = list[tuple[_QueryId | None, examples.Example]]  # query id; None: a mad
 
 
 def _passages(
-    recipe: Recipe, sources: Sequence[_Source], documents: Sequence[Document]
+    recipe: Recipe, sources: Sequence[_Source], documents: Sequence[Document], by_text: BM25
 ) -> tuple[list[str], _Items]:
     at = {document: place for place, document in enumerate(documents)}
     by_title: dict[str, list[int]] = {}
     for place, document in enumerate(documents):
         by_title.setdefault(document.title, []).append(place)
-    bm25 = _by_text(documents)
     items: _Items = []
     for source in sources:
         for query, relevant in _judged(source.collection):
-            found = bm25.search(query.text, recipe.data.window)
+            found = by_text.search(query.text, recipe.data.window)
             titles = {one.title for one in relevant} if source.config.skip_gold_title else set()
             item = examples.example(
                 source.collection.name,
@@ -307,14 +307,11 @@ def _passages(
     return [text_of(document) for document in documents], items
 
 
-def _without_labels(
-    recipe: Recipe, queries: Sequence[str], documents: Sequence[Document]
-) -> _Items:
+def _without_labels(recipe: Recipe, queries: Sequence[str], by_text: BM25) -> _Items:
     """Examples of queries that nobody judged: candidates, and no gold text among them."""
-    bm25 = _by_text(documents)
     items: _Items = []
     for query in queries:
-        found = bm25.search(query, recipe.data.window)
+        found = by_text.search(query, recipe.data.window)
         window, scores = [int(place) for place, _ in found], [score for _, score in found]
         item = examples.example(examples.UNLABELLED, query, [], window, scores)
         if item.candidates:
@@ -347,12 +344,11 @@ def _judged(collection: Collection) -> Iterator[tuple[Query, list[Document]]]:
 
 
 def _titles(
-    recipe: Recipe, sources: Sequence[_Source], documents: Sequence[Document]
+    recipe: Recipe, sources: Sequence[_Source], documents: Sequence[Document], by_text: BM25
 ) -> tuple[list[str], _Items]:
     pool = list(dict.fromkeys(d.title for d in documents if d.title))
     at = {title: place for place, title in enumerate(pool)}
     by_title = BM25(pool, pool)
-    by_text = _by_text(documents)
     half = recipe.data.window
     items: _Items = []
     for source in sources:

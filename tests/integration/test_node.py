@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from plugin.node import (
 from plugin.node.assembly import assemble, prepared_cache_folder, runs_as_root
 from plugin.node.processes import ProcessId
 from plugin.node.tools import find_jdk
+from plugin.ports import free_port
 
 QUICK = ["-XX:TieredStopAtLevel=1"]
 
@@ -182,9 +182,7 @@ def test_the_command_line_starts_shows_and_stops_a_node(own_home: Path) -> None:
             check=False,
         )
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     state_file = own_home / "node" / "state.json"
     try:
         assert titlecast("status").returncode == 1

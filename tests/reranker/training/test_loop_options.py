@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from plugin.ports import free_port
 from reranker.training import losses
 from reranker.training.config import Recipe
 from reranker.training.examples import Example, load
@@ -269,13 +269,6 @@ def test_a_student_comes_to_score_like_its_teacher(data, backbone, teacher, tmp_
             total += float(losses.dynamic_distillation(theirs, ours, batch.valid))
         distance[weight] = total
     assert distance[20.0] < 0.8 * distance[0.0]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_two_processes_train_what_one_does(data, backbone, tmp_path):
