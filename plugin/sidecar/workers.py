@@ -73,6 +73,7 @@ class Workers:
         self._places = [_Place() for _ in range(count)]
         self._served = False  # some worker was ready once
         self._stop: int | None = None  # how all end: `LEAVE` or `END`
+        self._reload = False  # asked for, and not yet passed on
 
     def stop(self) -> None:
         """End all; from any thread."""
@@ -86,7 +87,7 @@ class Workers:
         handlers: dict[signal.Signals, Callable[..., None]] = {
             signal.SIGTERM: self._end,
             signal.SIGINT: self._end,
-            signal.SIGHUP: lambda *_: self._tell(RELOAD),
+            signal.SIGHUP: self._note_reload,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         with tempfile.TemporaryDirectory(prefix="titlecast-metrics-") as numbers:
@@ -125,6 +126,9 @@ class Workers:
                         wait,
                         extra={"place": number, "status": status, "wait_seconds": wait},
                     )
+            if self._reload:
+                self._reload = False
+                self._tell(RELOAD)
             time.sleep(_TICK_SECONDS)
         return 0
 
@@ -173,6 +177,10 @@ class Workers:
 
     def _running(self) -> list[subprocess.Popen[bytes]]:
         return [place.process for place in self._places if place.process is not None]
+
+    def _note_reload(self, *_: object) -> None:
+        # Not told at once: a worker whose start the signal interrupts is in no place yet.
+        self._reload = True
 
     def _end(self, number: int, _: object) -> None:
         if self._stop is not None:  # asked twice: without a delay

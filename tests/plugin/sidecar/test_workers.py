@@ -2,7 +2,56 @@
 
 from __future__ import annotations
 
-from plugin.sidecar.workers import _Place
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plugin.sidecar.workers import Workers, _Place
+from tests.plugin.sidecar.fakes import wait_until
+
+# Keeps what it is told, until that is to end.
+NOTES = """
+import os, sys
+with open(sys.argv[1], "ab", buffering=0) as told:
+    while read := os.read(0, 1):
+        told.write(read)
+        if read == b"e":
+            break
+"""
+
+
+def test_a_worker_whose_start_a_signal_interrupts_is_told_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+
+    class Interrupted(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            os.kill(os.getpid(), signal.SIGHUP)  # its process is there, nobody knows it yet
+
+    monkeypatch.setattr("plugin.sidecar.workers.subprocess.Popen", Interrupted)
+    with socket.socket() as listener:
+        workers = Workers([sys.executable, "-c", NOTES, str(told)], listener, 1)
+
+        def stop() -> None:
+            with contextlib.suppress(AssertionError):
+                wait_until(lambda: told.exists() and told.read_bytes() != b"", 30)
+            workers.stop()
+
+        with ThreadPoolExecutor(1) as pool:
+            stopped = pool.submit(stop)
+            assert workers.run(grace_seconds=60) == 0
+            stopped.result()
+    assert told.read_bytes() == b"re"
 
 
 def test_the_waits_grow_until_a_worker_has_lived_long() -> None:
