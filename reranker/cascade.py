@@ -14,7 +14,7 @@ from reranker.coverage import Coverage
 from reranker.fusion import Fusion, neutral, squash, standardise
 from reranker.mentions import Names
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
-from reranker.stages import SHIPPED, PassageReranker, TitleReranker
+from reranker.stages import SHIPPED, PassageReranker, Query, TitleReranker
 from reranker.stopping import EVERY, FILE, Stopping
 
 if TYPE_CHECKING:
@@ -169,7 +169,9 @@ class Cascade:
             return RerankResult([], [], complete=True)
         first = standardise(np.array([hit.score for hit in hits], dtype=np.float64))
 
-        title_logits, report = self._titles(query, hits, cancelled)
+        _go_on(cancelled)
+        asked = self.title.read(query)
+        title_logits, report = self._titles(asked, hits, cancelled)
         titled = np.array([bool(hit.title.strip()) for hit in hits])
         logits = neutral(title_logits, titled)
         alone = not any(hit.passage.strip() for hit in hits)
@@ -191,20 +193,19 @@ class Cascade:
             _ranked(hits, titled, title_logits, fused, reading),
             stages,
             complete=not any(stage.unscored for stage in stages),
+            query_cut=asked.truncated,
         )
 
     def _titles(
-        self, query: str, hits: Sequence[Hit], cancelled: Callable[[], bool]
+        self, query: Query, hits: Sequence[Hit], cancelled: Callable[[], bool]
     ) -> tuple[NDArray[np.float32], StageReport]:
         """Logits (n,) of all titles; of one without a title the number means nothing."""
-        _go_on(cancelled)
-        state = self.title.read(query)
         logits = np.empty(len(hits), dtype=np.float32)
         truncated = tokens = 0
         for start in range(0, len(hits), _TITLES):
             _go_on(cancelled)
             part = slice(start, start + _TITLES)
-            scores = self.title.score_read(state, [hit.title for hit in hits[part]])
+            scores = self.title.score_read(query, [hit.title for hit in hits[part]])
             logits[part] = scores.logits
             truncated += scores.truncated
             tokens += scores.tokens
@@ -225,7 +226,7 @@ class Cascade:
         started = time.monotonic()
         truncated = tokens = unscored = 0
         skipped = ""
-        state = None
+        asked = None
         hits = reading.hits
         whole = min(depth, len(reading.unread))
         while (done := len(reading.read)) < whole:
@@ -246,10 +247,10 @@ class Cascade:
                     break
                 part, sizes = part[:count], sizes[:count]
             before = time.monotonic()
-            if state is None:
-                state = self.passage.read(query)
+            if asked is None:
+                asked = self.passage.read(query)
             scores = self.passage.score_read(
-                state, [hits[i].title for i in part], [hits[i].passage for i in part]
+                asked, [hits[i].title for i in part], [hits[i].passage for i in part]
             )
             self._cost.observe(sum(sizes), _ms_since(before))
             reading.learn(scores.logits)

@@ -61,3 +61,4 @@ class RerankResult(NamedTuple):
     hits: list[RankedHit]
     stages: list[StageReport]
     complete: bool  # no stage left anything out for want of time
+    query_cut: bool = False  # the query is longer than the models read

@@ -6,7 +6,6 @@ scores, of each other, or of time. `Cascade` puts them together.
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-log = logging.getLogger(__name__)
-
 SHIPPED = Path(__file__).parent / "weights"
 
 _Stage = TypeVar("_Stage", bound="_Reranker")
@@ -31,6 +28,13 @@ _Stage = TypeVar("_Stage", bound="_Reranker")
 
 class EmptyQueryError(ValueError):
     """A query of which the tokenizer leaves nothing."""
+
+
+class Query(NamedTuple):
+    """A query that was prepared for any number of texts."""
+
+    state: Any  # the model's
+    truncated: bool  # not every token of it was read
 
 
 class Scores(NamedTuple):
@@ -85,7 +89,7 @@ class _Reranker:
         """How often texts were found among those read before."""
         return self._cache.use()
 
-    def read(self, query: str) -> Any:
+    def read(self, query: str) -> Query:
         """Prepare a query once for any number of `score_read` calls.
 
         Raises EmptyQueryError, a ValueError, for a query of which the tokenizer leaves nothing.
@@ -93,9 +97,7 @@ class _Reranker:
         encoded = self._tokenizer.encode([query], self.config["max_query_tokens"])[0]
         if encoded.empty:
             raise EmptyQueryError("the query is empty: give the words that the user searched for")
-        if encoded.truncated:
-            log.debug("query cut to %d tokens", len(encoded.ids))
-        return self._model.read(encoded.ids)
+        return Query(self._model.read(encoded.ids), encoded.truncated)
 
 
 class TitleReranker(_Reranker):
@@ -111,11 +113,11 @@ class TitleReranker(_Reranker):
         """
         return self.score_read(self.read(query), titles).logits
 
-    def score_read(self, query: Any, titles: Sequence[str]) -> Scores:
+    def score_read(self, query: Query, titles: Sequence[str]) -> Scores:
         """Score titles against a query that `read` prepared."""
         distinct, back = _distinct(titles)
         encoded = through(self._cache, distinct, self._encode, _encoded_bytes)
-        logits = self._model.score(query, [item.ids for item in encoded])
+        logits = self._model.score(query.state, [item.ids for item in encoded])
         cut = np.array([item.truncated for item in encoded], dtype=bool)
         return Scores(logits[back], int(cut[back].sum()), sum(len(item.ids) for item in encoded))
 
@@ -138,7 +140,7 @@ class PassageReranker(_Reranker):
         """
         return self.score_read(self.read(query), titles, passages).logits
 
-    def score_read(self, query: Any, titles: Sequence[str], passages: Sequence[str]) -> Scores:
+    def score_read(self, query: Query, titles: Sequence[str], passages: Sequence[str]) -> Scores:
         """Score passages against a query that `read` prepared."""
         if len(titles) != len(passages):
             raise ValueError(
@@ -150,7 +152,7 @@ class PassageReranker(_Reranker):
         rows = [row for item in windowed for row in item.windows]
         owner = np.repeat(np.arange(len(distinct)), [len(item.windows) for item in windowed])
         logits = np.full(len(distinct), -np.inf, dtype=np.float32)
-        np.maximum.at(logits, owner, self._model.score(query, rows))
+        np.maximum.at(logits, owner, self._model.score(query.state, rows))
         cut = np.array([item.truncated for item in windowed], dtype=bool)
         return Scores(logits[back], int(cut[back].sum()), sum(len(row) for row in rows))
 

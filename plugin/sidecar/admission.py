@@ -16,6 +16,7 @@ from typing import NamedTuple
 from reranker.records import Hit
 
 # Tokens beyond which neither model reads a text, and bytes of UTF-8 in a token, about.
+_QUERY_WINDOW = 256
 _TITLE_WINDOW = 64
 _PASSAGE_WINDOW = 1024
 _BYTES_PER_TOKEN = 4
@@ -61,7 +62,7 @@ def estimate(
     if read:  # which ones will be read is not known yet
         sizes = [_tokens(f"{hit.title} {hit.passage}", passage_window) for hit in hits]
         passages = sum(sizes) / len(sizes) * read
-    return Work(titles + _tokens(query, _TITLE_WINDOW), math.ceil(passages))
+    return Work(titles + _tokens(query, _QUERY_WINDOW), math.ceil(passages))
 
 
 def _tokens(text: str, window: int) -> int:

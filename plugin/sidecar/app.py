@@ -248,6 +248,7 @@ class Sidecar:
             self.line.observe_passages(most.passages, read)
         self.metrics.count_search(result.stages, result.complete)
         self.metrics.truncated.labels("request").inc(done.cut)
+        self.metrics.truncated.labels("query").inc(result.query_cut)
         self._count_caches()
         milliseconds = _ms_since(arrived)
         _log.info(
@@ -607,6 +608,7 @@ def _answer(done: Done, milliseconds: float) -> RerankResponse:
             for stage in result.stages
         ],
         complete=result.complete,
+        query_cut=result.query_cut,
         milliseconds=milliseconds,
         model=done.model,
     )

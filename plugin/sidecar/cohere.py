@@ -174,6 +174,8 @@ def to_response(
         for stage in result.stages
         if stage.truncated
     ]
+    if result.query_cut:
+        warnings.append("the query was longer than the models read")
     if cut:
         warnings.append(f"{cut} documents were cut to max_tokens_per_doc")
     return CohereResponse(

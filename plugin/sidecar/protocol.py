@@ -95,6 +95,7 @@ class RerankResponse(BaseModel):
     hits: list[WireRankedHit]
     stages: list[WireStage]
     complete: bool
+    query_cut: bool = False  # the query is longer than the models read
     milliseconds: float  # in the sidecar, from the parsed request to the answer
     model: str  # name of the model set that answered
 

@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# What a served model reads at most; training lists are shorter, for their cost.
+# What a served model reads at most; training lists are shorter, for their cost. A query may be a
+# dialogue, whose last words say what is asked.
 _LIMITS: dict[str, dict[str, int]] = {
-    "title": {"max_query_tokens": 64, "max_text_tokens": 48},
+    "title": {"max_query_tokens": 256, "max_text_tokens": 48},
     "passage": {
-        "max_query_tokens": 64,
+        "max_query_tokens": 256,
         "max_passage_tokens": 256,
         "stride": 32,
         "max_windows": 4,

@@ -25,7 +25,15 @@ from plugin.sidecar.logs import JsonLines
 from plugin.sidecar.protocol import RerankRequest, RerankResponse
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade, Hit, RankedHit, RerankResult, StageReport
-from tests.plugin.sidecar.fakes import Gated, background, search, sentence, serving, wait_until
+from tests.plugin.sidecar.fakes import (
+    Gated,
+    background,
+    sample,
+    search,
+    sentence,
+    serving,
+    wait_until,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 CONTRACT = REPOSITORY / "tests" / "contract"
@@ -97,6 +105,14 @@ def test_the_library_and_the_wire_say_the_same(client: httpx.Client, cascade: Ca
         got = [hit[number] for hit in answer["hits"]]
         assert got == [getattr(hit, number) for hit in expected.hits]
     assert answer["hits"][-1]["coverage"] != answer["hits"][0]["coverage"]
+
+
+def test_a_query_longer_than_the_models_read_is_said_and_counted(client: httpx.Client) -> None:
+    counted = 'titlecast_truncated_texts_total{stage="query"}'
+    assert not client.post("/rerank", json=search()).json()["query_cut"]
+    before = sample(client, counted)
+    assert client.post("/rerank", json=search(query="," * 400)).json()["query_cut"]
+    assert sample(client, counted) == before + 1
 
 
 def test_no_hits_are_no_error(client: httpx.Client) -> None:
@@ -410,10 +426,9 @@ def test_the_line_counts_passages_as_far_as_they_are_read(complete: bool, status
         """Stops early: once nothing more is to be won, or where the time is used up."""
 
         def rerank(self, *args: Any, **more: Any) -> RerankResult:
-            hits, stages, _ = super().rerank(*args, **more)
-            return RerankResult(
-                hits, [*stages, StageReport("passage", 1, 1.0, tokens=10)], complete
-            )
+            result = super().rerank(*args, **more)
+            read = StageReport("passage", 1, 1.0, tokens=10)
+            return RerankResult(result.hits, [*result.stages, read], complete)
 
     sparing = Sparing()
     limits = load_settings(max_concurrent=1, max_waiting_tokens=300)

@@ -565,6 +565,11 @@ def test_cut_texts_are_counted(cascade):
     assert (title.truncated, passage.truncated) == (1, 1)
 
 
+def test_a_cut_query_is_said(cascade):
+    for query, cut in ((QUERY, False), ("merge " * 40, True)):
+        assert cascade.rerank(query, some_hits(3)).query_cut is cut
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

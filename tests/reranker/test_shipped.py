@@ -56,6 +56,29 @@ def test_titles_kept_from_other_company_score_the_same_up_to_rounding(seed):
     assert expected.std() > 1  # so that 0.2 is little
 
 
+def test_the_end_of_a_dialogue_is_read(cascade):
+    turns = [
+        "How was your holiday?",
+        "We were lucky with the weather, and my sister cooked every evening.",
+        "I would like to travel more, but there is never the time for it.",
+        "Perhaps next summer, when the children have no school.",
+        "We want to go hiking then.",
+    ] * 2
+    asked = "Which mountain is the highest of North America?"
+    titles = [title for title in TITLES if title]
+    hits = [Hit(title, title, title, 9.0) for title in titles]
+    dialogue = "\n".join([*turns, asked])
+    assert len(cascade.title.tokenizer.encode([dialogue], 1000)[0].ids) > 100
+    result = cascade.rerank(dialogue, hits)
+    assert result.hits[0].id == TITLES[4]
+    assert not result.query_cut
+    for logits in (
+        cascade.title.score(dialogue, titles),
+        cascade.passage.score(dialogue, titles, titles),
+    ):
+        assert titles[logits.argmax()] == TITLES[4]
+
+
 def test_what_anyone_would_rank_first_is_first(cascade):
     hits = [Hit(str(place), title, "", 9.0) for place, title in enumerate(TITLES)]
     assert cascade.rerank("merge several sorted lists", hits).hits[0].id == "0"

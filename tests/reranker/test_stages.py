@@ -46,6 +46,10 @@ def test_distinct_titles_are_scored_once(titles):
     assert len(set(often.logits.tolist())) == 2
 
 
+def test_a_query_says_whether_it_was_cut(titles):
+    assert [titles.read(query).truncated for query in (QUERY, "merge " * 30)] == [False, True]
+
+
 def test_cut_titles_are_counted(titles):
     scored = titles.score_read(titles.read(QUERY), ["merge " * 30, "heap", "merge " * 30])
     assert scored.truncated == 2

@@ -330,6 +330,6 @@ def test_work_is_what_the_models_would_read() -> None:
     assert estimate("q" * 40, hits, 2, most_tokens=10**6) == both
     assert estimate("q" * 40, hits, 2, most_tokens=5) == Work(7 + 12, 2 * 7)
     huge = estimate("q" * 10**6, [Hit("a", "t" * 10**6, "p" * 10**6)], 10**9)
-    assert huge == Work(128, 1024)
+    assert huge == Work(256 + 64, 1024)
     assert estimate("\ud800", [Hit("a", "\ud800", "\ud800")], 1).tokens < 20
     assert estimate("merge", [], 5).passages == 0

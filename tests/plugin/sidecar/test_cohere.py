@@ -123,6 +123,12 @@ def test_long_documents_are_said_to_be_cut(v2: cohere.ClientV2) -> None:
     assert answer.meta.warnings is None
 
 
+def test_a_cut_query_is_a_warning(v2: cohere.ClientV2) -> None:
+    answer = v2.rerank(model="etr", query="merge " * 300, documents=STRINGS)
+    assert answer.meta
+    assert answer.meta.warnings == ["the query was longer than the models read"]
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_no_more_is_read_of_a_document_than_is_allowed(
     v2: cohere.ClientV2, url: str, http: httpx.Client, model: str
