@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeAlias
@@ -261,8 +262,11 @@ def evaluate(
                 found.insert(0, _bi_encoder_search(collection, opponent, theirs, candidates))
             runs |= {one.name: (one.run, one.milliseconds) for one in found}
             first = found[-1]
+        # Pages have a text where some corpus happened to bring one, and gold pages least of all.
+        texts = stage is not Stage.title or not collection.pages
+        seen_by_ours = collection if texts else _titles_alone(collection)
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            bench = _Bench(collection, first.run, progress)
+            bench = _Bench(seen_by_ours, first.run, progress)
             if opponent:
                 models["bi-encoder"] = baseline_model or "all-MiniLM-L6-v2"
                 if theirs is None or title_only:
@@ -371,6 +375,12 @@ def _first_stage(
     words = "without stop words" if stop_words else "with stop words"
     description = f"BM25 over {over}, {words}{', stemmed' if stem else ''}"
     return _FirstStage("BM25", description, searched.run, searched.mean_milliseconds, bm25)
+
+
+def _titles_alone(collection: Collection) -> Collection:
+    """The same pages without their texts, as the first stage and the opponent see them."""
+    corpus = {key: page._replace(text="") for key, page in collection.corpus.items()}
+    return replace(collection, corpus=corpus)
 
 
 def _dual_folder(models: Path | None) -> Path:

@@ -245,6 +245,31 @@ def test_kilt_files_with_a_pool_of_titles(tmp_path: Path, data: Path) -> None:
     assert mean(read, "BM25", "KILT-Rprec") == 1.0
 
 
+@pytest.mark.parametrize(("stage", "texts"), [("title", False), ("cascade", True)])
+def test_the_title_stage_ranks_pages_by_their_titles_alone(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, stage: str, texts: bool
+) -> None:
+    passages: dict[str, str] = {}
+
+    class Spy(Stages):
+        def rerank(self, query: str, hits: list[Hit], passage_depth: int = 20) -> RerankResult:
+            passages.update((hit.id, hit.passage) for hit in hits)
+            return super().rerank(query, hits, passage_depth)
+
+    monkeypatch.setattr(command, "Cascade", Spy)
+    record = {
+        "id": "1",
+        "input": "heapsort of the wood",
+        "output": [{"provenance": [{"title": "Heapsort"}, {"title": "Smoothsort of the heap"}]}],
+    }
+    kilt = tmp_path / "kilt.jsonl"
+    kilt.write_text(json.dumps(record))
+    # Of the gold page that the corpus lacks there is no text, which would tell it apart.
+    run(kilt, "--corpus", data, "--stage", stage, "--no-stop-words")
+    assert passages.keys() == {"Ed Wood", "Heapsort", "Smoothsort of the heap"}
+    assert bool(passages["Ed Wood"] and passages["Heapsort"]) is texts
+
+
 def test_a_saved_run_is_a_first_stage(tmp_path: Path, data: Path) -> None:
     saved = tmp_path / "saved.txt"
     first = report(tmp_path, data, "--stage", "title", "--save-run", saved)
