@@ -7,14 +7,13 @@ tokenizers and numpy only.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reranker.runtime import Crew, Graph, layouts, lower_feed, lower_rows, to_runtime
+from reranker.runtime import Crew, Graph, layouts, lower_feed, lower_rows, read_config, to_runtime
 from reranker.stages import SHIPPED, EmptyQueryError
 from reranker.tokens import Tokenizer
 
@@ -37,7 +36,7 @@ class DualEncoder:
                 f"{folder} holds no dual encoder (no dual.onnx): give the folder of a passage "
                 "model of the broadcast architecture, and export it again if it is older"
             )
-        self.config = json.loads((folder / "config.json").read_text("utf-8"))
+        self.config = read_config(folder)
         self.name = str(self.config["name"])
         self._query = Graph(folder / "query.onnx")
         self._lower = Graph(folder / "lower.onnx")

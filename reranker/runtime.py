@@ -211,15 +211,11 @@ def load_model(
 ) -> tuple[Model, dict[str, Any]]:
     """The model of a folder and its `config.json`; `cache` may keep what it makes of texts.
 
-    Raises FileNotFoundError where the folder holds no model, ValueError for an architecture
-    that this version does not know.
+    Raises FileNotFoundError where the folder holds no model or not all of it, ValueError for one
+    that cannot be read and for an architecture that this version does not know.
     """
     path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no model (no config.json); make one with `titlecast export`"
-        )
-    config = json.loads(path.read_text("utf-8"))
+    config = read_config(folder)
     kind = config.get("architecture")
     if kind == "broadcast":
         return BroadcastModel(folder, threads, cache), config
@@ -229,6 +225,22 @@ def load_model(
         f"{path} names the architecture {kind!r}; this version knows broadcast, pair: update "
         "titlecast or export the model again"
     )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's `config.json`; raises FileNotFoundError or ValueError without one."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model (no config.json); make one with `titlecast export`"
+        )
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON; export the model again") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no JSON object; export the model again")
+    return config
 
 
 def first_query_layer(folder: Path) -> int:
@@ -406,19 +418,30 @@ class Graph:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session on the CPU, without threads of its own."""
+    """A session on the CPU, without threads of its own.
+
+    Raises FileNotFoundError or ValueError where the file, or the weights beside it, are not right.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # A plan for the memory of every shape seen would be kept for ever, and shapes do not repeat.
     options.enable_mem_pattern = False
-    return onnxruntime.InferenceSession(
-        str(path),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["SkipLayerNormFusion"],  # five times slower than its two parts
-    )
+    try:
+        return onnxruntime.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["SkipLayerNormFusion"],  # five times slower than its two parts
+        )
+    except Exception as error:  # the runtime's have no base of their own
+        raise ValueError(
+            f"{path} cannot be loaded, or weights.bin beside it: copy the model folder again, or "
+            f"export the model again ({error})"
+        ) from error
 
 
 def usable_cores() -> int:

@@ -49,14 +49,20 @@ class _Reranker:
     """What both stages share: a model, its tokenizer and its limits."""
 
     task = ""
+    limits: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, threads: int | None = None, cache_mb: float = 0.0) -> None:
         self._cache = Cache(round(cache_mb * 1e6))
         self._model, self.config = load_model(folder, threads, self._cache)
-        if self.config["task"] != self.task:
+        if self.config.get("task") != self.task:
             raise ValueError(
-                f"{folder} holds a {self.config['task']} model, not a {self.task} model; "
+                f"{folder} holds a {self.config.get('task')} model, not a {self.task} model; "
                 f"give the folder of a {self.task} model"
+            )
+        if missing := {"name", *self.limits} - self.config.keys():
+            raise ValueError(
+                f"{folder / 'config.json'} lacks {', '.join(sorted(missing))}; export the "
+                "model again"
             )
         self._tokenizer = Tokenizer(folder / "tokenizer.json")
         self.name = str(self.config["name"])
@@ -104,6 +110,7 @@ class TitleReranker(_Reranker):
     """The title stage: ETR, which reads the query once and then every distinct title."""
 
     task = "title"
+    limits = ("max_query_tokens", "max_text_tokens")
 
     def score(self, query: str, titles: Sequence[str]) -> NDArray[np.float32]:
         """Logits (n,) of n titles; higher is better, and only their order has a meaning.
@@ -129,6 +136,7 @@ class PassageReranker(_Reranker):
     """The passage stage: a cross-attention model over title and passage."""
 
     task = "passage"
+    limits = ("max_query_tokens", "max_passage_tokens", "stride", "max_windows")
 
     def score(
         self, query: str, titles: Sequence[str], passages: Sequence[str]

@@ -43,7 +43,10 @@ class Tokenizer:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
-        self._tokenizer = _Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = _Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"{path} is no tokenizer: export the model again ({error})") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         empty = self._tokenizer.encode("").ids

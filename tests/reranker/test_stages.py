@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +106,33 @@ def test_lists_of_different_lengths_are_refused(passages):
 def test_the_other_stage_s_model_is_refused(small_models):
     with pytest.raises(ValueError, match="passage model, not a title model"):
         TitleReranker.load(small_models / "passage")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("config.json", "{", "export the model again"),
+        ("config.json", "[]", "export the model again"),
+        ("config.json", '{"architecture": "broadcast", "task": "title"}', "lacks max_query_tokens"),
+        ("tokenizer.json", "{", "is no tokenizer"),
+        ("tokenizer.json", None, "is not complete"),
+        ("upper.onnx", None, "is not complete"),
+        ("upper.onnx", "version https://git-lfs.github.com/spec/v1", "copy the model folder again"),
+        ("weights.bin", None, "copy the model folder again"),
+        ("weights.bin", "cut short", "copy the model folder again"),
+    ],
+)
+def test_a_folder_that_was_not_copied_whole_is_refused_with_the_remedy(
+    small_models, tmp_path, file, content, reason
+):
+    folder = shutil.copytree(small_models / "title", tmp_path / "title")
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_text(content, "utf-8")
+    with pytest.raises((FileNotFoundError, ValueError), match=reason) as refused:
+        TitleReranker.load(folder)
+    assert file in str(refused.value)
 
 
 def test_serving_needs_neither_torch_nor_transformers(small_models):
