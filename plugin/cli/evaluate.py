@@ -252,7 +252,7 @@ def evaluate(
         if first_stage is not FirstStage.bm25:
             words = first.bm25 if first_stage is FirstStage.hybrid else None
             made_by = hash_models(_dual_folder(model))  # first: a folder may change meanwhile
-            encoder = DualEncoder.load(_dual_folder(model))
+            encoder = DualEncoder.load(_dual_folder(model), threads)
             models["dual encoder"] = encoder.name
             with Progress(console=Console(stderr=True), transient=True) as progress:
                 dense = _dense(collection, encoder, made_by, neighbours, vectors, progress)

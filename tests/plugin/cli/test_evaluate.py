@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from plugin.cli import evaluate as command
 from plugin.cli.options import CommandError
+from reranker.dual import DualEncoder
 from reranker.evaluation.contamination import FILE, fingerprints
 from reranker.evaluation.split import side
 from reranker.evaluation.trec import read_run
@@ -414,6 +415,24 @@ def test_dense_and_hybrid_candidates(tmp_path: Path, data: Path) -> None:
     assert rows(again) == ["BM25", "dense", "ceiling"]
     assert "hnsw" in again["first_stage"]
     assert mean(again, "dense", "nDCG@10") == mean(read, "dense", "nDCG@10")
+
+
+def test_the_dual_encoder_has_the_threads_of_our_models(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "models" / "passage", "passage", random_encoder(SMALL))
+    loaded: list[int | None] = []
+
+    class Spy(DualEncoder):
+        @classmethod
+        def load(cls, path: str | Path | None = None, threads: int | None = None) -> DualEncoder:
+            loaded.append(threads)
+            return DualEncoder.load(path, threads)
+
+    monkeypatch.setattr(command, "DualEncoder", Spy)
+    options = ("--stage", "bm25", "--model", model.parent, "--first-stage", "dense")
+    run(data, *options, "--threads", 3)
+    assert loaded == [3]
 
 
 def test_vectors_of_a_model_that_was_exported_again_are_not_read(
