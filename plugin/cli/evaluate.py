@@ -207,6 +207,12 @@ def evaluate(
     if against and stage is Stage.bm25:
         raise CommandError("--against compares our stages; choose another --stage than bm25.")
     require_folders(json_file, save_run, plot, vectors)
+    if first_stage is FirstStage.bm25 and (vectors or neighbours is not Neighbours.exact):
+        raise CommandError(
+            "--vectors and --neighbours are the dual encoder's; add --first-stage dense or hybrid."
+        )
+    if baseline_model and not baseline:
+        raise CommandError("--baseline-model names the opponent; add --baseline bi-encoder.")
     console = Console()
     try:
         if plot:

@@ -166,6 +166,8 @@ def read_collection(
     format = format or guess_format(path)  # noqa: A001
     extra = [document for corpus in corpora for document in read_corpus(corpus)]
     if format in ("kilt", "hover"):
+        if name is not None:
+            raise ValueError(f"{path} is one set of queries; leave out the name {name!r}.")
         reader = read_kilt if format == "kilt" else read_hover
         gold = list(reader(path))
         titles = (page for record in gold for pages in record.gold_sets for page in sorted(pages))

@@ -479,6 +479,21 @@ def test_the_opponent_searches_all_documents_too(tmp_path: Path, data: Path, kin
     assert mean(read, "bi-encoder, dense", "nDCG@10") == mean(read, "bi-encoder", "nDCG@10")
 
 
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (("--vectors", "v.npz"), "add --first-stage"),
+        (("--neighbours", "hnsw"), "add --first-stage"),
+        (("--baseline-model", "some/model"), "add --baseline"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    data: Path, options: tuple[str, str], remedy: str
+) -> None:
+    with pytest.raises(CommandError, match=remedy):
+        run(data, "--stage", "bm25", *options)
+
+
 def test_a_run_file_and_another_first_stage_are_refused(tmp_path: Path, data: Path) -> None:
     (tmp_path / "a.run").write_text("q1 Q0 d1 1 1.0 x\n")
     with pytest.raises(CommandError, match="leave --first-stage out"):

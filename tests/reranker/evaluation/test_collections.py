@@ -68,6 +68,12 @@ def test_unknown_format_names_the_choices(beir: Path) -> None:
         read_collection(beir, format="csv")
 
 
+@pytest.mark.parametrize("kind", ["kilt", "hover"])
+def test_a_file_of_one_set_of_queries_takes_no_name(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match="leave out the name 'test'"):
+        read_collection(write_lines(tmp_path / "x.jsonl", [{}]), kind, "test")
+
+
 def test_pages_of_passages(collection: Collection) -> None:
     pages = collection.by_page()
     assert pages.pages
