@@ -92,7 +92,8 @@ def train(
             f"{out} holds a training of another recipe; give another --out, or its {kept.name}"
         )
     with find_processes().main_process_first():  # of several, the first prepares for all
-        if prepare_once(recipe, data, out, sources_of(exclude or [])):
+        prepare_once(recipe, data, out, sources_of(exclude or []))
+        if not kept.exists():  # also where another training's examples were copied here
             kept.write_text(recipe_path.read_text("utf-8"), "utf-8")
     best = run(recipe, out, stop_at)
     Console().print(f"best weights so far: {best}")

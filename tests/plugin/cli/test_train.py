@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from plugin.cli import train as command
 from plugin.cli.options import CommandError
 from reranker import PassageReranker, TitleReranker
-from reranker.evaluation.contamination import fingerprints
+from reranker.evaluation.contamination import FILE, fingerprints
 from reranker.training.config import as_toml
+from reranker.training.inputs import keep_inputs
 from tests.reranker.training.test_prepare import Asked, families, write_claims
 
 RECIPE = 'task = "title"\n[data]\nsources = [{path = "x.jsonl", format = "kilt"}]\n'
@@ -51,6 +52,19 @@ def test_a_folder_with_another_recipe_is_refused(tmp_path: Path) -> None:
     (out / "recipe.toml").write_text(RECIPE + "# changed\n")
     with pytest.raises(CommandError, match="another --out"):
         run("train", "title", "--data", tmp_path, "--out", out, "--config", tmp_path / "r.toml")
+
+
+def test_the_recipe_is_kept_beside_examples_of_another_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `distilled.toml` says to: they are copied, the recipe that made them is not."""
+    out = tmp_path / "out"
+    keep_inputs(out, {"--data": str(tmp_path.resolve()), "--exclude": []})
+    np.save(out / FILE, fingerprints(["a query"]))
+    (tmp_path / "r.toml").write_text(RECIPE)
+    monkeypatch.setattr("reranker.training.loop.train", lambda recipe, folder, stop_at: folder)
+    run("train", "title", "--data", tmp_path, "--out", out, "--config", tmp_path / "r.toml")
+    assert (out / "recipe.toml").read_text() == RECIPE  # which `titlecast export` needs
 
 
 def test_export_before_training_says_what_to_do(tmp_path: Path) -> None:
