@@ -94,5 +94,6 @@ class Keeper:
         read = self._start.encode_query(batch.query_ids, batch.query_mask)
         scores = torch.zeros(batch.valid.numel(), device=self._device)
         for chunk in batch.chunks:
-            scores[chunk.place] = self._start.dual_score(read, chunk.ids, chunk.mask, chunk.owner)
+            found = self._start.dual_score(read, chunk.ids, chunk.mask, chunk.owner)
+            scores[chunk.place] = found.float()  # of bf16 products they are bf16
         return batch, scores.view(batch.valid.shape)

@@ -127,12 +127,12 @@ def test_mined_negatives_may_be_those_the_teacher_ranks_first(data, backbone, tm
     train(recipe, tmp_path, stop_at=2, data=loaded)
 
 
-@pytest.mark.parametrize("kind", ["mined", "keep", "bf16"])
+@pytest.mark.parametrize("kind", ["mined", "keep", "bf16", "keep bf16"])
 def test_every_option_resumes_bit_for_bit(data, backbone, tmp_path, kind):
-    text = recipe_text("title", backbone, **({"precision": '"bf16"'} if kind == "bf16" else {}))
+    text = recipe_text("title", backbone, **({"precision": '"bf16"'} if "bf16" in kind else {}))
     if kind == "mined":
         text += "mined = 3\nremine_every = 4\n"
-    if kind == "keep":
+    if "keep" in kind:
         text += '[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\n'
     recipe = prepared(tmp_path / "one", data, text)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
