@@ -100,6 +100,13 @@ def started(folder: Path, recipe: Recipe) -> Model:
             f"on {recipe.backbone}"
         )
     model = load_any(folder)
+    architecture = "pair" if isinstance(model, PairEncoder) else "broadcast"
+    if architecture != recipe.architecture:
+        raise ValueError(
+            f"{folder} is a model of the {architecture} architecture, the recipe's is "
+            f"{recipe.architecture}: give another start, or architecture = "
+            f'"{architecture}"'
+        )
     return with_sinks(with_tokens(model, recipe), recipe)
 
 

@@ -246,6 +246,19 @@ def test_a_student_starts_as_its_teacher_s_layers(data, backbone, teacher, tmp_p
     assert not torch.equal(weights(tmp_path)["layers.0.up.weight"], student["layers.0.up.weight"])
 
 
+@pytest.mark.parametrize("first", ["broadcast", "pair"])
+def test_a_start_of_another_architecture_is_refused(data, backbone, tmp_path, first):
+    kinds = [first, {"broadcast": "pair", "pair": "broadcast"}[first]]
+    one, two = (recipe_text("title", backbone, architecture=f'"{kind}"') for kind in kinds)
+    recipe = prepared(tmp_path / "one", data, one)
+    train(recipe, tmp_path / "one", stop_at=4)
+    start = {"start": str(tmp_path / "one")}
+    assert type(new_model(recipe.model_copy(update=start))) is type(new_model(recipe))
+    other = prepared(tmp_path / "two", data, two).model_copy(update=start)
+    with pytest.raises(ValueError, match=f'is a model of the {first} .* architecture = "{first}"'):
+        new_model(other)
+
+
 def test_a_student_comes_to_score_like_its_teacher(data, backbone, teacher, tmp_path):
     distance = {}
     for weight in (0.0, 20.0):
