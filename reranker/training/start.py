@@ -178,7 +178,10 @@ def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tup
     trained yet.
     """
     recipe = read_recipe(folder / "recipe.toml")
-    model = new_model(recipe)
+    with torch.random.fork_rng(devices=[]):
+        # A head that starts at random is the one that the training started with.
+        torch.default_generator.manual_seed(recipe.seed)
+        model = new_model(recipe)
     path = folder / "best.pt"
     if blend == 0.0:
         return recipe, model.eval()

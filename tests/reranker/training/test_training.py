@@ -143,6 +143,25 @@ def test_the_best_and_the_last_weights_can_be_averaged(data, backbone, tmp_path)
         assert torch.allclose(mean.state_dict()[name], wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("network", ["pair", "scratch"])
+def test_what_is_mixed_with_its_start_is_mixed_with_its_own(data, backbone, tmp_path, network):
+    text = recipe_text("title", backbone, seed="3", learning_rate="1e-12")
+    if network == "pair":
+        text = f'architecture = "pair"\n{text}'
+    else:
+        text = text.replace("[data]", '[model]\nstart = "scratch"\n[data]')
+    text = "bias_learning_rate = 1e-12\nhead_learning_rate = 1e-12\n" + text
+    recipe = prepared(tmp_path, data, text)
+    train(recipe, tmp_path, stop_at=4)  # which moves nothing
+    _, trained = load_trained(tmp_path)
+    before = torch.random.get_rng_state()
+    for blend in (0.0, 0.5):
+        _, mixed = load_trained(tmp_path, blend)
+        for name, value in mixed.state_dict().items():
+            assert torch.allclose(value, trained.state_dict()[name], atol=1e-6), name
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_training_learns_what_the_data_shows(data, backbone, tmp_path):
     text = recipe_text(
         "passage",
