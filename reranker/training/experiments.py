@@ -119,13 +119,18 @@ def with_noise(items: Sequence[Example], share: float, seed: int) -> Iterator[Ex
             yield item
             continue
         wrong = item.candidates[place]
-        yield replace(
+        noisy = replace(
             item,
             golds=[wrong],
             gold_first_stage=[item.first_stage[place]],
             candidates=item.candidates[:place] + item.candidates[place + 1 :],
             first_stage=item.first_stage[:place] + item.first_stage[place + 1 :],
+            skipped=sorted({*item.skipped, *item.golds}),
         )
+        if item.taught:  # by the places of the texts, which are others now
+            known = item.taught_by_text
+            noisy.taught = [known.get(text) for text in noisy.texts]
+        yield noisy
 
 
 def measure(recipe: Recipe, folder: Path, data: Data, dev: Sequence[int]) -> dict[str, Any]:

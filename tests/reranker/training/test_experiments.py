@@ -17,6 +17,7 @@ from plugin.cli import experiment as command
 from plugin.cli.options import CommandError
 from reranker.evaluation.plots import smooth
 from reranker.runtime import load_model
+from reranker.training.config import ListConfig
 from reranker.training.examples import Example
 from reranker.training.experiments import (
     compare,
@@ -25,6 +26,7 @@ from reranker.training.experiments import (
     table,
     with_noise,
 )
+from reranker.training.lists import draw_list
 from tests.reranker.training.conftest import prepared, recipe_text
 
 
@@ -49,6 +51,17 @@ def test_noise_replaces_a_share_of_the_positives_by_a_candidate():
     assert {item.golds[0] for item in spoilt} == {2, 3, 4}
     assert list(with_noise(items, 0.25, 1)) == noisy
     assert list(with_noise(items, 0.25, 2)) != noisy
+
+
+def test_noise_leaves_a_teacher_s_scores_with_their_texts():
+    first = [2.0, 1.0, 0.0]
+    item = Example("s", "q", [0, 1], [2, 3, 4], first, [3.0, 3.0], [7], [9.0, 8.0, 2.0, 3.0, None])
+    for seed in range(4):
+        (noisy,) = with_noise([item], 1.0, seed)
+        assert noisy.taught_by_text == {2: 2.0, 3: 3.0}
+        # What was relevant is not drawn from the whole pool either.
+        texts, _ = draw_list(noisy, ListConfig(random=20), 8, np.random.default_rng(seed))
+        assert not {0, 1} & set(texts)
 
 
 def test_more_noise_spoils_what_less_noise_spoils_and_more():
