@@ -81,19 +81,23 @@ def prepare(
     recipe's teacher, its scores of all candidates are written into the examples.
 
     Queries whose text or id is in `exclude` are kept out of both, on top of the split. A query
-    id that is held out under one text is held out under every other of the same source's path.
+    id that is held out under one text is held out under every other of the same source's path,
+    and a text that is held out under one id is held out under every other.
     """
     sources = _read(recipe, data)
     excluded = set(exclude)
-    prints = {fingerprint(item) for item in excluded}
-    held_out = {
-        _QueryId(source.path, id)
+    asked = [
+        (_QueryId(source.path, id), text)
         for source in sources
         for id, text in source.collection.queries
-        if side(text) != "train" or id in excluded or fingerprint(text) in prints
-    }
+    ]
+    # Whose id is excluded may come again under another one, in another set or in no set.
+    prints = {fingerprint(item) for item in excluded}
+    prints |= {fingerprint(text) for id, text in asked if id.id in excluded}
+    held_out = {id for id, text in asked if side(text) != "train" or fingerprint(text) in prints}
     held_out |= _kin(sources, data, held_out, excluded)
     held_out_ids = excluded | {id for _, id in held_out}
+    held_out_prints = prints | {fingerprint(text) for id, text in asked if id in held_out}
 
     # By all that they are: another source's document may have the same id.
     documents = list(
@@ -105,35 +109,36 @@ def prepare(
     if recipe.data.unlabelled:
         paths = [data / path for path in recipe.data.unlabelled]
         known = {item.query for _, item in items}
-        asked = [q for q in _unlabelled(paths, held_out_ids, prints) if q not in known]
-        items += _without_labels(recipe, asked, by_text)
+        more = [q for q in _unlabelled(paths, held_out_ids, held_out_prints) if q not in known]
+        items += _without_labels(recipe, more, by_text)
     if encode and recipe.data.dense:
         _add_nearest(recipe, encode, pool, items)
 
     weights = {source.collection.name: source.config.weight for source in sources}
     kept: dict[str, list[examples.Example]] = {"train": [], "dev": []}
     for id, item in items:
-        where = side(item.query)
+        where, words = side(item.query), fingerprint(item.query)
         if id is None:  # nobody's queries: trained on, never measured with
-            if where == "train" and fingerprint(item.query) not in prints:
+            if where == "train" and words not in held_out_prints:
                 kept["train"].append(item)
-        elif where == "dev" and id.id not in excluded and fingerprint(item.query) not in prints:
+        elif where == "dev" and words not in prints:
             kept["dev"].append(item)
-        elif where == "train" and id not in held_out:
+        elif where == "train" and words not in held_out_prints:
             kept["train"].extend([item] * times(item, weights.get(item.source, 1.0)))
     for name, chosen in kept.items():
         examples.save(out / name, pool, chosen)
         log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
     if recipe.keep:
         prepare_keep(recipe.keep, recipe.seed, data, out)
-    asked = [item.query for item in kept["train"] if item.source != examples.MADE]
+    trained_on = [item.query for item in kept["train"] if item.source != examples.MADE]
     if recipe.augment and recipe.augment.queries:
-        unlabelled = _unlabelled([data / p for p in recipe.augment.queries], held_out_ids, prints)
+        paths = [data / path for path in recipe.augment.queries]
+        unlabelled = _unlabelled(paths, held_out_ids, held_out_prints)
         (out / UNLABELLED).write_text(json.dumps(unlabelled, ensure_ascii=False), "utf-8")
         log.info("%d queries without judgements", len(unlabelled))
-        asked += unlabelled
+        trained_on += unlabelled
     keep_inputs(out, _inputs(data, excluded))
-    np.save(out / FILE, fingerprints(asked))
+    np.save(out / FILE, fingerprints(trained_on))
 
 
 def sources_of(paths: Sequence[Path]) -> list[str]:

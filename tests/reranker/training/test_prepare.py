@@ -14,7 +14,7 @@ import torch
 
 from reranker.evaluation.contamination import FILE, fingerprint
 from reranker.evaluation.split import side
-from reranker.training.config import Recipe, read_recipe
+from reranker.training.config import Recipe, changed, read_recipe
 from reranker.training.examples import UNLABELLED, load
 from reranker.training.finish import score_windows
 from reranker.training.loop import train
@@ -99,6 +99,32 @@ def test_a_held_out_id_is_not_another_source_s(tmp_path):
     _, items = load(tmp_path / "out/train")
     wanted = {asked(word) for word in [*METALS[:9], ANIMALS[9]]}
     assert {item.query for item in items} == wanted
+
+
+def test_what_is_held_out_by_its_id_comes_in_under_no_other(tmp_path):
+    write_words(tmp_path / "one", ANIMALS)
+    queries = [(f"again {i}", asked(word)) for i, word in enumerate(ANIMALS)]
+    documents = [("a", "animals described", "a cat, a dog, an eagle")]
+    write_beir(tmp_path / "two", documents, queries, [(id, "a") for id, _ in queries])
+    write_lines(tmp_path / "more.jsonl", [{"id": f"no {id}", "text": t} for id, t in queries])
+    changes = {"augment": {"queries": ["more.jsonl"]}}
+    recipe = changed(recipe_of("passage", "one", "two"), **changes)
+    prepare(recipe, tmp_path, tmp_path / "out", ["0", "1"])
+    wanted = {text for _, text in queries[2:]}
+    assert {item.query for item in load(tmp_path / "out/train")[1]} == wanted
+    assert set(json.loads((tmp_path / "out/unlabelled.json").read_text("utf-8"))) == wanted
+    seen = {fingerprint(text) for text in wanted}
+    assert set(np.load(tmp_path / "out/trained-on.npy").tolist()) == seen
+
+
+def test_what_would_give_a_claim_away_comes_in_under_no_other_id(tmp_path):
+    texts = write_claims(tmp_path)
+    write_lines(tmp_path / "more.jsonl", [{"id": f"no {id}", "text": t} for id, t in texts.items()])
+    recipe = changed(families(), augment={"queries": ["more.jsonl"]})
+    prepare(recipe, tmp_path, tmp_path / "out")
+    trained = set(np.load(tmp_path / "out/trained-on.npy").tolist())
+    wanted = {id for i in range(5, 10) for id in (f"k{i}", f"h{i}-0", f"h{i}-1")}
+    assert trained == {fingerprint(texts[id]) for id in wanted}
 
 
 def test_what_is_to_be_left_out_is_read_by_id_and_text(tmp_path):
