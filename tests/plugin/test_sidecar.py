@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from plugin.ports import free_port
 from plugin.sidecar.app import build_app
 from plugin.sidecar.logs import JsonLines
 from plugin.sidecar.protocol import RerankRequest, RerankResponse
@@ -475,16 +476,30 @@ def test_refusals_are_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> N
     assert lines[0].startswith("1 searches refused")
 
 
+CALLER_GONE = 'titlecast_requests_total{outcome="caller_gone",path="/rerank"} 1.0'
+
+
+@contextlib.contextmanager
+def asking(client: httpx.Client, body: dict[str, Any]) -> Iterator[None]:
+    """A caller that has sent a search, and hangs up at the block's end."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0)) as raw:
+        sent = json.dumps(body).encode()
+        head = b"POST /rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        raw.sendall(head + b"Content-Length: %d\r\n\r\n%b" % (len(sent), sent))
+        yield
+
+
 def test_a_search_whose_caller_is_gone_is_not_computed() -> None:
     gated = Gated()
     limits = load_settings(max_concurrent=1, max_waiting=5)
     with serving(build_app(gated, limits)) as client:
         with background(client, search(query="first")):
             wait_until(lambda: len(gated.asked) == 1)
-            with pytest.raises(httpx.ReadTimeout):
-                client.post("/rerank", json=search(query="gone"), timeout=0.2)
+            with asking(client, search(query="gone")):
+                wait_until(lambda: WAITING.format(1) in client.get("/metrics").text)
+            wait_until(lambda: CALLER_GONE in client.get("/metrics").text)
             with background(client, search(query="last")):
-                time.sleep(0.2)
+                wait_until(lambda: WAITING.format(1) in client.get("/metrics").text)
                 gated.open.set()
         assert client.post("/rerank", json=search(query="after")).status_code == 200
     assert [query for query, _ in gated.asked] == ["first", "last", "after"]
@@ -493,14 +508,13 @@ def test_a_search_whose_caller_is_gone_is_not_computed() -> None:
 def test_a_search_whose_caller_goes_away_is_computed_no_further() -> None:
     gated = Gated()
     with serving(build_app(gated, load_settings(max_concurrent=1, max_waiting=0))) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/rerank", json=search(query="gone"), timeout=0.5)
+        with asking(client, search(query="gone")):
+            wait_until(lambda: len(gated.asked) == 1)
         wait_until(lambda: gated.stopped == ["gone"])
         gated.open.set()
         # Its place is free again, although nobody had opened the gate for it.
         wait_until(lambda: client.post("/rerank", json=search()).status_code == 200)
-        metrics = client.get("/metrics").text
-    assert 'titlecast_requests_total{outcome="caller_gone",path="/rerank"} 1.0' in metrics
+        assert CALLER_GONE in client.get("/metrics").text
 
 
 def test_the_deadline_counts_from_the_arrival() -> None:
@@ -510,6 +524,7 @@ def test_the_deadline_counts_from_the_arrival() -> None:
         with background(client, search(query="first")):
             wait_until(lambda: len(gated.asked) == 1)
             with background(client, search(query="second", deadline_ms=60_000)) as second:
+                wait_until(lambda: WAITING.format(1) in client.get("/metrics").text)
                 time.sleep(0.5)
                 gated.open.set()
         assert second[0].status_code == 200
@@ -529,7 +544,8 @@ def test_a_search_that_is_late_before_its_turn_is_dropped() -> None:
         with background(client, search(query="first")):
             wait_until(lambda: len(gated.asked) == 1)
             with background(client, search(query="late", deadline_ms=2000)) as late:
-                time.sleep(2.5)
+                wait_until(lambda: WAITING.format(1) in client.get("/metrics").text)
+                time.sleep(2.1)
                 gated.open.set()
         assert late[0].status_code == 503
         assert late[0].headers["retry-after"] == "1"
@@ -741,8 +757,7 @@ def test_a_taken_port_is_named() -> None:
 
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "eof"])
 def test_it_ends_when_it_is_told_to(way: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with serve("--port", str(port), "--until-eof", stdin=subprocess.PIPE) as process:
         url = f"http://127.0.0.1:{port}/readyz"
 
