@@ -97,4 +97,9 @@ def _stamp(file: Path | None) -> tuple[int, ...] | None:
         stat = file.stat() if file else None
     except OSError:
         return None
-    return (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_dev) if stat else None
+    # Of its times the last change's, too: whoever makes it readable does not write it.
+    return (
+        (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_dev)
+        if stat
+        else None
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,28 @@ def test_a_file_that_turns_bad_changes_no_keys(
     file.write_text("new\n")
     clock[0] = 6.0
     assert keys.admit(bearer("new"))
+
+
+def test_a_file_that_becomes_readable_later_is_read(
+    tmp_path: Path, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old\n")
+    keys = Keys(file=file)
+    file.write_text("new\n")
+
+    def refused(*_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refused)
+        clock[0] = 2.0
+        assert not keys.admit(bearer("new"))
+    time.sleep(0.05)  # file systems may count time in steps of some milliseconds
+    file.chmod(0o640)  # its content and its time of writing stay what they were
+    clock[0] = 4.0
+    assert keys.admit(bearer("new"))
+    assert not keys.admit(bearer("old"))
 
 
 @pytest.mark.parametrize("key", ["", "two words", "schlüssel", "a\x00b"])
