@@ -209,8 +209,11 @@ record SidecarSettings(
     }
     boolean http = "http".equalsIgnoreCase(url.getScheme());
     boolean https = "https".equalsIgnoreCase(url.getScheme());
+    // No connection can be tried at other ports, so that every call there would be a fault of ours.
+    boolean port = url.getPort() == -1 || (url.getPort() >= 1 && url.getPort() <= 65_535);
     if ((!http && !https)
         || url.getHost() == null
+        || !port
         || url.getUserInfo() != null
         || url.getQuery() != null
         || url.getFragment() != null) {

@@ -62,6 +62,8 @@ class SidecarSettingsTest {
         "http://a#b",
         "http://a b",
         "file:///etc/passwd",
+        "http://a:0",
+        "http://a:89000",
       })
   void refusesAnAddress(String url) {
     IllegalArgumentException refused =
