@@ -178,9 +178,10 @@ def listening_socket(host: str, port: int) -> socket.socket:
     Raises `CommandError` where it cannot be had.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name may have addresses of both kinds, as localhost does, and callers may try the first
+        # alone: Java's, and so the plugin's, is the one of IPv4.
+        family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         raise CommandError(

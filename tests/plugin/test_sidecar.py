@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from plugin.cli.serve import listening_socket
 from plugin.ports import free_port
 from plugin.sidecar.app import build_app
 from plugin.sidecar.logs import JsonLines
@@ -753,6 +754,21 @@ def test_a_taken_port_is_named() -> None:
     assert f"port {port} is taken" in errors.decode()
     assert "--port" in errors.decode()
     assert "Traceback" not in errors.decode()
+
+
+def test_a_name_with_addresses_of_both_kinds_is_listened_at_by_its_ipv4_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = [
+        (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)
+        for family, address in (
+            (socket.AF_INET6, ("::1", 0, 0, 0)),  # as the C library sorts localhost
+            (socket.AF_INET, ("127.0.0.1", 0)),
+        )
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with listening_socket("localhost", 0) as listener:
+        assert listener.family == socket.AF_INET
 
 
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "eof"])
