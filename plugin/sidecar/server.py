@@ -134,8 +134,11 @@ class Server(uvicorn.Server):
             return
         try:
             # Tried aside first, so that a bad one cannot leave the certificate without its key.
-            check_tls(settings.tls_cert, settings.tls_key)
+            check_tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
             config.ssl.load_cert_chain(settings.tls_cert, settings.tls_key)
+            if settings.tls_client_ca is not None:
+                # In addition to those before: a context forgets no authority.
+                config.ssl.load_verify_locations(settings.tls_client_ca)
         except (OSError, ValueError) as error:
             _log.error("the certificate before stays: %s", error)
         else:

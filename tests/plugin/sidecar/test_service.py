@@ -559,3 +559,38 @@ def test_a_certificate_is_renewed_without_a_restart(
     assert "read anew" in caplog.text
     assert server.config.ssl is context
     assert shown(context, certificates.context()) not in (None, first)
+
+
+def test_an_authority_of_callers_counts_without_a_restart(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    callers = tmp_path / "callers.pem"
+    old, new = trustme.CA(), trustme.CA()
+    old.cert_pem.write_to_path(str(callers))
+    settings = certificates.settings(tls_client_ca=callers)
+    server = Server(build_app(opened(), settings), settings)
+    server.config.load()
+    context = server.config.ssl
+    assert context is not None
+
+    def admitted(authority: trustme.CA) -> bool:
+        known = certificates.context(authority.issue_cert("opensearch"))
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        asking = known.wrap_bio(back, there, server_hostname="127.0.0.1")
+        answering = context.wrap_bio(there, back, server_side=True)
+        try:
+            for side in (asking, answering, asking, answering):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+        except ssl.SSLError:
+            return False
+        return True
+
+    assert (admitted(old), admitted(new)) == (True, False)
+    new.cert_pem.write_to_path(str(callers), append=True)
+    server._reload_certificate()
+    assert (admitted(old), admitted(new)) == (True, True)
+    callers.write_text("broken")
+    certificates.renew()
+    first = shown(context, certificates.context(old.issue_cert("opensearch")))
+    server._reload_certificate()  # all of the files or none
+    assert shown(context, certificates.context(old.issue_cert("opensearch"))) == first
