@@ -125,6 +125,19 @@ def test_the_image_is_healthy_with_tls_and_without(tmp_path: Path, tls: bool) ->
     assert subprocess.run(command, cwd=ROOT, env=environ).returncode == 1
 
 
+def test_the_image_is_healthy_where_a_file_says_where_it_listens(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "plugin.sidecar.health"]
+    config = tmp_path / "titlecast.env"
+    environ = {name: text for name, text in os.environ.items() if "TITLECAST" not in name}
+    environ |= {**image_environment(), "TITLECAST_CONFIG": str(config)}
+    with serving(build_app(gated := Gated(), load_settings())) as client:
+        gated.open.set()
+        config.write_text(f'export TITLECAST_PORT="{client.base_url.port}"\n')
+        assert subprocess.run(command, cwd=ROOT, env=environ).returncode == 0
+        environ["TITLECAST_PORT"] = "1"  # which goes before the file
+        assert subprocess.run(command, cwd=ROOT, env=environ).returncode == 1
+
+
 async def empty_cluster(scope: Any, receive: Any, send: Any) -> None:
     """An ASGI application that says it is OpenSearch, and that there is nothing in it."""
     version = {"number": OPENSEARCH_VERSION, "distribution": "opensearch"}
