@@ -345,15 +345,20 @@ def _parse(body: Mapping[str, Any]) -> Pipeline | None:
     request = request or {}
     # As the plugin reads them: both of one processor, the other's only where it names neither.
     fields = response if {"title_field", "passage_field"} & response.keys() else request
-    passage = fields.get("passage_field", "passage")
     plain = Pipeline()
+    passage = _option(fields, "passage_field", plain.passage_fields[0])
     return Pipeline(
-        str(fields.get("title_field", plain.title_field)),
+        str(_option(fields, "title_field", plain.title_field)),
         tuple(passage) if isinstance(passage, list) else (str(passage),),
-        int(request.get("window", plain.window)),
-        int(response.get("passage_depth", plain.passage_depth)),
-        str(response.get("timeout", plain.timeout)),
+        int(_option(request, "window", plain.window)),
+        int(_option(response, "passage_depth", plain.passage_depth)),
+        str(_option(response, "timeout", plain.timeout)),
     )
+
+
+def _option(options: Mapping[str, Any], name: str, default: object) -> Any:
+    value = options.get(name)
+    return default if value is None else value  # to the engine, null is an option left out
 
 
 def _processor(processors: Any, name: str) -> Mapping[str, Any] | None:

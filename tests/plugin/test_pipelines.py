@@ -353,6 +353,8 @@ def test_installed_reads_back_what_was_installed(client: OpenSearch, state: dict
         ({"title_field": "t"}, {"passage_field": "p"}, ("title", ("p",))),
         ({"passage_field": "a"}, {"passage_depth": 5}, ("title", ("a",))),
         ({}, {}, ("title", ("passage",))),
+        ({"title_field": "t", "passage_field": None}, {}, ("t", ("passage",))),
+        ({"title_field": "t"}, {"title_field": None}, ("title", ("passage",))),
     ],
 )
 def test_fields_are_those_that_the_plugin_reads(
@@ -368,6 +370,16 @@ def test_fields_are_those_that_the_plugin_reads(
     }
     (found,) = pipelines.installed(client)
     assert (found.pipeline.title_field, found.pipeline.passage_fields) == fields
+
+
+def test_an_option_that_is_null_has_its_default(client: OpenSearch, state: dict[str, Any]) -> None:
+    options = {"passage_depth": None, "timeout": None}
+    state["pipelines"]["ours"] = {
+        "request_processors": [{"title_rerank_candidates": {"window": None}}],
+        "response_processors": [{"title_rerank": options}],
+    }
+    (found,) = pipelines.installed(client)
+    assert found.pipeline == Pipeline()
 
 
 def test_installed_can_be_asked_of_one_index(client: OpenSearch) -> None:
