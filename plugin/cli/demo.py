@@ -228,20 +228,31 @@ def _engine(kind: EngineKind, sidecar_url: str) -> Engine:
 def _sidecar_of(client: OpenSearch, url: str, model: Path | None, stack: ExitStack) -> str:
     """Find the sidecar that a given cluster calls; start it where that is on this machine.
 
-    Where it is belongs to the nodes' settings, which a demo cannot change.
+    Where it is belongs to the cluster's settings, which a demo does not change.
     """
-    nodes: Mapping[str, Any] = client.nodes.info(metric="settings", flat_settings=True)["nodes"]
-    told = next(iter(nodes.values())).get("settings", {}).get("title_rerank.sidecar.urls")
-    named = told[0] if isinstance(told, list) and told else told or _DEFAULT_SIDECAR
-    address = urlsplit(str(named))
+    named = _first_sidecar(client)
+    address = urlsplit(named)
     cluster = urlsplit(url if "://" in url else f"http://{url}").hostname
-    if address.hostname not in _LOOPBACK or cluster not in _LOOPBACK:
+    ours = address.hostname in _LOOPBACK and cluster in _LOOPBACK
+    if not ours or address.scheme != "http" or address.path.strip("/"):
         return f"the cluster's own, {named}"
     port = address.port or 80
     found = ask_health(address.hostname or "", port)
     if found is not None:
         return f"{found}, which runs at {named} already"
     return stack.enter_context(SidecarProcess("127.0.0.1", port, model)).wait()
+
+
+def _first_sidecar(client: OpenSearch) -> str:
+    """The first address that the nodes call; the cluster's settings go before the nodes' own."""
+    cluster: Mapping[str, Any] = client.cluster.get_settings(flat_settings=True)
+    nodes: Mapping[str, Any] = client.nodes.info(metric="settings", flat_settings=True)["nodes"]
+    node = next(iter(nodes.values())).get("settings", {})
+    for settings in (cluster["transient"], cluster["persistent"], node):
+        if told := settings.get("title_rerank.sidecar.urls"):
+            urls = told if isinstance(told, list) else told.split(",")
+            return str(urls[0]).strip()
+    return _DEFAULT_SIDECAR
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -294,6 +295,34 @@ def test_a_named_engine_that_cannot_be_had_is_an_error(
     shown = run("--beir", str(beir), "--engine", "local")
     assert isinstance(shown.exception, CommandError)
     assert "no JDK is there" in str(shown.exception)
+
+
+URLS = "title_rerank.sidecar.urls"
+
+
+@pytest.mark.parametrize(
+    ("node", "persistent", "transient", "named"),
+    [
+        (["http://far:1"], {}, {}, "http://far:1"),
+        (["http://far:1"], {URLS: ["http://other:2"]}, {}, "http://other:2"),
+        (["http://far:1"], {URLS: ["http://other:2"]}, {URLS: ["http://now:3"]}, "http://now:3"),
+        ("http://far:1, http://far:2", {}, {}, "http://far:1"),  # as environments give a list
+        (["https://localhost:4"], {}, {}, "https://localhost:4"),  # which is not for us to start
+        (["http://localhost:4/rerank"], {}, {}, "http://localhost:4/rerank"),
+    ],
+)
+def test_the_sidecar_of_a_given_cluster_is_the_one_it_calls(
+    node: Any, persistent: dict[str, Any], transient: dict[str, Any], named: str
+) -> None:
+    answer = {"nodes": {"a": {"settings": {URLS: node}}}}
+    settings = {"persistent": persistent, "transient": transient}
+    client: Any = SimpleNamespace(
+        nodes=SimpleNamespace(info=lambda **_: answer),
+        cluster=SimpleNamespace(get_settings=lambda **_: settings),
+    )
+    with contextlib.ExitStack() as stack:
+        found = plugin.cli.demo._sidecar_of(client, "http://localhost:9200", None, stack)
+    assert found == f"the cluster's own, {named}"
 
 
 @pytest.mark.parametrize("options", [("--queries", "one"), ("--sample", "3")])
