@@ -15,6 +15,7 @@ from indexing.records import Failure, Skip
 from indexing.sources.fields import FieldMap
 from plugin.cli.options import CommandError, Url
 from plugin.cli.train import needs_torch
+from plugin.clusters import shown_address
 
 if TYPE_CHECKING:
     from reranker.evaluation.collections import Document
@@ -85,7 +86,8 @@ def adapt(
         raise CommandError(f"{out} holds another adaptation; give another --out")
     inputs = {
         "--jsonl": str(jsonl.resolve()) if jsonl else None,
-        "--index": f"{url.rstrip('/')}/{index}" if index else None,
+        # Without user and password, which are to lie in no file.
+        "--index": shown_address(_index_address(url, index)) if index else None,
         "--title-field": title_field,
         "--passage-field": passage_field,
         "--documents": documents,
@@ -97,7 +99,7 @@ def adapt(
     else:
         if index:
             fields = FieldMap(title=(title_field,), passage=(passage_field,))
-            corpus = read_documents(f"{url.rstrip('/')}/{index}", fields, documents)
+            corpus = read_documents(_index_address(url, index), fields, documents)
         else:
             corpus = read_documents(str(jsonl), FieldMap(), documents)
         keep_inputs(out, inputs)
@@ -131,6 +133,12 @@ def adapt(
     Console().print(f"the adapted model: {out / 'model'}", soft_wrap=True)
 
 
+def _index_address(url: str, index: str) -> str:
+    """The index's address; as for the other commands, the cluster's may lack its scheme."""
+    cluster = url if "://" in url else f"http://{url}"
+    return f"{cluster.rstrip('/')}/{index}"
+
+
 def read_documents(location: str, fields: FieldMap, most: int) -> dict[str, Document]:
     """Documents of whatever `titlecast index` reads, by id, at most so many.
 
@@ -143,7 +151,8 @@ def read_documents(location: str, fields: FieldMap, most: int) -> dict[str, Docu
     corpus: dict[str, Document] = {}
     failed = 0
     first: Failure | Skip | None = None  # a failure, if there is one
-    for record in open_source(location, fields=fields, connect=connect).records:
+    source = open_source(location, fields=fields, connect=connect)
+    for record in source.records:
         if isinstance(record, Indexed):
             corpus[record.id] = Document(record.id, record.title, record.passage)
         else:
@@ -154,9 +163,9 @@ def read_documents(location: str, fields: FieldMap, most: int) -> dict[str, Docu
             break
     why = f"; the first: {first.location}: {first.reason}" if first else ""
     if not corpus:
-        raise CommandError(f"no document in {location} to adapt to{why}")
+        raise CommandError(f"no document in {source.name} to adapt to{why}")
     if failed:
         Console(stderr=True).print(
-            f"{failed} records of {location} could not be read{why}", soft_wrap=True
+            f"{failed} records of {source.name} could not be read{why}", soft_wrap=True
         )
     return corpus

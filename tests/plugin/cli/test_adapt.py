@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
+import plugin.cli.adapt
 from indexing.sources.fields import FieldMap
 from plugin.cli.adapt import read_documents
+from plugin.cli.main import app
 from plugin.cli.options import CommandError
 from reranker.evaluation.collections import Document
 
@@ -31,3 +35,55 @@ def test_nothing_to_adapt_to_is_an_error_with_its_reason(tmp_path: Path, content
     path.write_text(content)
     with pytest.raises(CommandError, match=why):
         read_documents(str(path), FieldMap(), 10)
+
+
+class FoundError(Exception):
+    """The documents were asked for."""
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "kept"),
+    [
+        (
+            "https://ann:secret@cluster:9200/",
+            "https://ann:secret@cluster:9200/docs",
+            "https://cluster:9200/docs",
+        ),
+        ("cluster:9200", "http://cluster:9200/docs", "http://cluster:9200/docs"),
+    ],
+)
+def test_an_index_is_read_as_the_cluster_is_named_and_kept_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, location: str, kept: str
+) -> None:
+    pytest.importorskip("torch", reason="torch is in the train extra")
+    asked = []
+
+    def read(location: str, *_: object) -> dict[str, Document]:
+        asked.append(location)
+        return {"a": Document("a", "Heap", "a queue")}
+
+    def stop(*_: object, **__: object) -> None:
+        raise FoundError
+
+    monkeypatch.setattr(plugin.cli.adapt, "read_documents", read)
+    monkeypatch.setattr("reranker.training.adapt.prepare_documents", stop)
+    arguments = ["adapt", "--index", "docs", "--url", url, "--out", str(tmp_path), "--no-teacher"]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, FoundError), result.output
+    assert asked == [location]
+    inputs = (tmp_path / "inputs.json").read_text()
+    assert f'"{kept}"' in inputs
+    assert "secret" not in inputs
+
+
+def test_what_is_said_of_an_index_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = {"hits": {"total": {"value": 0}, "hits": []}}
+    client = SimpleNamespace(
+        create_pit=lambda **_: {"pit_id": "p"},
+        search=lambda **_: empty,
+        delete_pit=lambda **_: None,
+        close=lambda: None,
+    )
+    monkeypatch.setattr("plugin.clusters.connect", lambda _: client)
+    with pytest.raises(CommandError, match="no document in https://cluster:9200/docs to adapt"):
+        read_documents("https://ann:secret@cluster:9200/docs", FieldMap(), 10)
