@@ -216,7 +216,7 @@ def _from_index(
         )
         windows = []
         for one in drawn["hits"]["hits"]:
-            text = _value(one["_source"], title_field)
+            text = _value(one, title_field)
             if not text.strip():
                 continue
             body = {
@@ -227,8 +227,8 @@ def _from_index(
             hits = [
                 Hit(
                     hit["_id"],
-                    _value(hit["_source"], title_field),
-                    _value(hit["_source"], passage_field),
+                    _value(hit, title_field),
+                    _value(hit, passage_field),
                     float(hit["_score"]),
                 )
                 for hit in found["hits"]["hits"]
@@ -246,9 +246,10 @@ def _some(windows: list[Window], source: object) -> list[Window]:
     return windows
 
 
-def _value(source: dict[str, Any], path: str) -> str:
+def _value(hit: dict[str, Any], path: str) -> str:
+    source = hit.get("_source") or {}  # which an index need not keep
     value: Any = source
-    for name in path.split("."):
+    for name in [path] if path in source else path.split("."):
         value = value.get(name) if isinstance(value, dict) else None
     if isinstance(value, list):
         value = value[0] if value else None

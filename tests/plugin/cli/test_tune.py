@@ -134,3 +134,25 @@ def test_more_searches_than_texts_are_all_texts(models, tmp_path, monkeypatch):
     out = tmp_path / "tuned.env"
     run("--model", models, "--out", out, "--candidates", 5, "--searches", 100_000)
     assert "with 3 searches" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [({}, "no title was found in the index docs"), ({"_source": {"meta.title": "heap"}}, None)],
+)
+def test_hits_are_read_as_they_come(fields, told, monkeypatch):
+    """An index may keep no `_source`, and a source may name a field inside an object by a dot."""
+    hits = [{"_id": "a", "_score": 1.0, **fields}]
+    client = SimpleNamespace(
+        search=lambda **_: {"hits": {"hits": hits}},
+        count=lambda **_: {"count": 1},
+        close=lambda: None,
+    )
+    monkeypatch.setattr(command, "connect", lambda _: client)
+    asked = ("http://here", "docs", "meta.title", "passage", 5, 2)
+    if told:
+        with pytest.raises(CommandError, match=told):
+            command._from_index(*asked)
+    else:
+        windows, _ = command._from_index(*asked)
+        assert [hit.title for window in windows for hit in window.hits] == ["heap"]
