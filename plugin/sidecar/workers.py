@@ -59,7 +59,8 @@ class _Place:
 class Workers:
     """`count` processes that accept at one listening socket.
 
-    Each ends when its standard input does, so none outlives this process, however that ends.
+    Each ends when its standard input does, so none outlives this process, however that ends. The
+    socket is closed with them.
     Before any has been ready, one that says that it cannot start ends all: neither could the
     others. From then on whichever ends is replaced, and its replacement too where that cannot
     start, ever more seldom; those that serve go on, and have all searches until it is ready.
@@ -160,6 +161,9 @@ class Workers:
 
     def _finish(self, grace_seconds: float) -> None:
         self._tell(self._stop or LEAVE)
+        # Those that still accept hold it open themselves. After the last of them callers are to be
+        # refused, and to ask another sidecar, instead of waiting for nobody.
+        self._listener.close()
         limit = time.monotonic() + grace_seconds
         for process in self._running():
             try:

@@ -54,6 +54,52 @@ def test_a_worker_whose_start_a_signal_interrupts_is_told_as_well(
     assert told.read_bytes() == b"re"
 
 
+# Accepts nobody any more once it is told to end, and is at a last search until that file is there.
+FINISHES = """
+import os, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+(folder / "began").touch()
+os.read(0, 1)
+os.close(int(sys.argv[3]))
+(folder / "closed").touch()
+while not (folder / "done").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_nobody_is_kept_waiting_at_a_port_where_all_workers_end(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = listener.getsockname()
+        workers = Workers([sys.executable, "-c", FINISHES, str(tmp_path)], listener, 2)
+
+        def connect() -> None:
+            try:
+                wait_until((tmp_path / "began").exists, 30)
+                socket.create_connection(address, 10).close()
+                workers.stop()
+                wait_until((tmp_path / "closed").exists, 30)
+                with contextlib.suppress(AssertionError):
+                    wait_until(lambda: refused(address), 5)
+                assert refused(address)
+            finally:
+                workers.stop()
+                (tmp_path / "done").touch()
+
+        with ThreadPoolExecutor(1) as pool:
+            connected = pool.submit(connect)
+            assert workers.run(grace_seconds=60) == 0
+            connected.result()
+
+
+def refused(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, 10).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_the_waits_grow_until_a_worker_has_lived_long() -> None:
     place = _Place()
     assert place.due < 0  # the first is not waited for
