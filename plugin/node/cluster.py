@@ -247,7 +247,7 @@ def launch(options: ClusterOptions, folder: Path) -> Iterator[Launched]:
     An iterator, so that the caller knows of each process before the next one is started.
     """
     ports = _http_ports(options)
-    transport_ports = free_ports(options.nodes)
+    transport_ports = _transport_ports(ports)
     owner = _Owner.of_nodes()
     jdk = find_jdk(open_to_all=owner is not None)
     home = assemble(jdk, with_plugin=options.with_plugin)
@@ -335,6 +335,12 @@ def _http_ports(options: ClusterOptions) -> list[int]:
                     "choose another one with --http-port."
                 ) from error
     return ports
+
+
+def _transport_ports(taken: Sequence[int]) -> list[int]:
+    """As many more: the nodes do not hold theirs yet, so the same could be found again."""
+    found = [port for port in free_ports(2 * len(taken)) if port not in taken]
+    return found[: len(taken)]
 
 
 def _settings(

@@ -376,6 +376,12 @@ def test_settings_form_one_cluster_of_any_size(nodes: int, number: int) -> None:
     json.dumps(settings)
 
 
+def test_a_node_listens_at_two_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "free_ports", lambda count: list(range(20_000, 20_000 + count)))
+    taken = cluster._http_ports(ClusterOptions(nodes=2))
+    assert cluster._transport_ports(taken) == [20_002, 20_003]
+
+
 def test_a_taken_port_is_told_before_anything_is_built(home: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
