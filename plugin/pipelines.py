@@ -21,7 +21,7 @@ DEFAULT_SETTING = "index.search.default_pipeline"
 LIMIT_SETTING = "index.max_result_window"
 MAX_WINDOW = 10_000  # the plugin's; also the setting's default
 _NONE = "_none"
-_TEXT_TYPES = ("text", "match_only_text", "keyword")
+_TEXT_TYPES = ("text", "match_only_text", "search_as_you_type", "keyword", "wildcard")
 _TIME = re.compile(r"[1-9][0-9]*(ms|s)")
 
 

@@ -195,6 +195,20 @@ def test_a_wrong_index_or_field_is_refused_before_anything_changes(
 
 
 @pytest.mark.parametrize(
+    "kind", ["text", "match_only_text", "search_as_you_type", "keyword", "wildcard"]
+)
+def test_whatever_holds_text_can_be_reranked_by(
+    client: OpenSearch, state: dict[str, Any], kind: str
+) -> None:
+    state["indices"]["docs"]["mappings"]["properties"] = {
+        "title": {"type": kind},
+        "passage": {"type": "text"},
+    }
+    assert pipelines.install(client, "docs", Pipeline()) == []
+    assert default_of(state, "docs") == "titlecast-docs"
+
+
+@pytest.mark.parametrize(
     ("source", "warned"),
     [
         ({}, []),
