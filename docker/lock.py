@@ -1,4 +1,6 @@
-"""Write docker/requirements.txt: what the sidecar's image installs, exactly, with hashes.
+"""Write docker/requirements.txt and build.txt: what the sidecar's image installs and is built with.
+
+Exactly, and with hashes.
 
     python docker/lock.py
 
@@ -20,7 +22,7 @@ import tomllib
 PLATFORMS = ("x86_64", "aarch64")
 HERE = Path(__file__).parent
 HEAD = """\
-# The serving install of the sidecar's image, for CPython 3.12 on Linux (x86-64, ARM).
+# {what} of the sidecar's image, for CPython 3.12 on Linux (x86-64, ARM).
 # Written by `python docker/lock.py`; installed with `pip install --require-hashes`.
 """
 
@@ -37,20 +39,26 @@ def resolve(dependencies: list[str], machine: str) -> list[dict[str, Any]]:
     return json.loads(report)["install"]
 
 
-def main() -> None:
-    """Resolve for all platforms, and write."""
-    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
+def write(name: str, what: str, dependencies: list[str]) -> None:
+    """Resolve for all platforms, and write a file."""
     hashes: dict[str, set[str]] = {}
     for machine in PLATFORMS:
-        for item in resolve(project["dependencies"], machine):
-            name = item["metadata"]["name"].lower().replace("_", "-").replace(".", "-")
+        for item in resolve(dependencies, machine):
+            package = item["metadata"]["name"].lower().replace("_", "-").replace(".", "-")
             found = item["download_info"]["archive_info"]["hashes"]["sha256"]
-            hashes.setdefault(f"{name}=={item['metadata']['version']}", set()).add(found)
+            hashes.setdefault(f"{package}=={item['metadata']['version']}", set()).add(found)
     lines = [
-        " \\\n".join([name, *(f"    --hash=sha256:{found}" for found in sorted(hashes[name]))])
-        for name in sorted(hashes)
+        " \\\n".join([pin, *(f"    --hash=sha256:{found}" for found in sorted(hashes[pin]))])
+        for pin in sorted(hashes)
     ]
-    (HERE / "requirements.txt").write_text(HEAD + "\n".join(lines) + "\n", "utf-8")
+    (HERE / name).write_text(HEAD.format(what=what) + "\n".join(lines) + "\n", "utf-8")
+
+
+def main() -> None:
+    """Write both files."""
+    read = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))
+    write("requirements.txt", "The serving install", read["project"]["dependencies"])
+    write("build.txt", "What builds the package", read["build-system"]["requires"])
 
 
 if __name__ == "__main__":

@@ -2,16 +2,19 @@
 #   docker build -f docker/sidecar.Dockerfile -t titlecast-sidecar .
 
 FROM python:3.12-slim AS build
-RUN python -m venv /opt/titlecast
+RUN python -m venv /opt/titlecast && python -m venv /opt/build
 WORKDIR /build
-# What it needs, exactly and by hash; `python docker/lock.py` renews it.
-COPY docker/requirements.txt docker/requirements.txt
-RUN /opt/titlecast/bin/pip install --no-cache-dir --require-hashes -r docker/requirements.txt
+# What it needs and what it is built with, exactly and by hash; `python docker/lock.py` renews both.
+COPY docker/requirements.txt docker/build.txt docker/
+RUN /opt/titlecast/bin/pip install --no-cache-dir --require-hashes -r docker/requirements.txt \
+    && /opt/build/bin/pip install --no-cache-dir --require-hashes -r docker/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY reranker reranker
 COPY indexing indexing
 COPY plugin plugin
-RUN /opt/titlecast/bin/pip install --no-cache-dir --no-deps .
+# Without isolation, for which pip would fetch whatever the index has of the build's tools.
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \
+    && /opt/titlecast/bin/pip install --no-cache-dir --no-deps --no-index dist/*.whl
 
 FROM python:3.12-slim
 RUN useradd --system --uid 10001 --no-create-home titlecast

@@ -1,4 +1,4 @@
-"""The image's lock: exactly what serving needs, each with hashes, and no address of an index."""
+"""The image's locks: what serving needs and what builds it, with hashes, and no index's address."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -16,13 +17,18 @@ else:
     import tomli as tomllib
 
 DOCKER = Path(__file__).parents[3] / "docker"
-TEXT = (DOCKER / "requirements.txt").read_text("utf-8")
-LINES = TEXT.replace("\\\n", " ").splitlines()
-PINS = {
-    canonicalize_name(line.split("==")[0]): line.split()
-    for line in LINES
-    if line and not line.startswith("#")
-}
+
+
+def read_pins(file: str) -> dict[NormalizedName, list[str]]:
+    """What a lock pins: each package's pin and its hashes, by its name."""
+    text = (DOCKER / file).read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    pins = {canonicalize_name(line.split("==")[0]): line.split() for line in lines}
+    assert len(pins) == len(lines)  # one version for all platforms
+    return pins
+
+
+PINS = read_pins("requirements.txt")
 IMAGE = {
     "python_version": "3.12",
     "python_full_version": "3.12.0",
@@ -71,21 +77,39 @@ def test_it_pins_exactly_what_serving_needs() -> None:
             assert requirement.specifier.contains(version, prereleases=True), str(requirement)
 
 
-def test_every_pin_has_hashes_and_nothing_else() -> None:
-    assert len(PINS) > 10
-    assert sum("==" in line for line in LINES) == len(PINS)  # one version for all platforms
-    for pin, *hashes in PINS.values():
+def test_what_builds_the_package_is_pinned() -> None:
+    build = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text("utf-8"))["build-system"]
+    pins = read_pins("build.txt")
+    for requirement in map(Requirement, build["requires"]):
+        version = pins[canonicalize_name(requirement.name)][0].split("==")[1]
+        assert requirement.specifier.contains(version, prereleases=True)
+
+
+@pytest.mark.parametrize("file", ["requirements.txt", "build.txt"])
+def test_every_pin_has_hashes_and_nothing_else(file: str) -> None:
+    pins = read_pins(file)
+    assert len(pins) > 3
+    for pin, *hashes in pins.values():
         assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.+]*", pin)
         assert hashes
         assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", each) for each in hashes)
 
 
-def test_it_names_no_index() -> None:
-    assert "://" not in TEXT
-    assert not re.search(r"^\s*-", TEXT.replace("    --hash=", ""), re.MULTILINE)
+@pytest.mark.parametrize("file", ["requirements.txt", "build.txt"])
+def test_it_names_no_index(file: str) -> None:
+    text = (DOCKER / file).read_text("utf-8")
+    assert "://" not in text
+    assert not re.search(r"^\s*-", text.replace("    --hash=", ""), re.MULTILINE)
 
 
-def test_the_image_installs_it_with_its_hashes() -> None:
-    dockerfile = (DOCKER / "sidecar.Dockerfile").read_text("utf-8")
-    assert re.search(r"pip install .*--require-hashes .*docker/requirements\.txt", dockerfile)
-    assert re.search(r"pip install .*--no-deps \.", dockerfile)
+def test_the_image_installs_nothing_else() -> None:
+    dockerfile = (DOCKER / "sidecar.Dockerfile").read_text("utf-8").replace("\\\n", " ")
+    commands = re.findall(r"/pip (?:install|wheel) [^&\n]*", dockerfile)
+    locked = [command for command in commands if "--require-hashes" in command]
+    assert [command.split()[-1] for command in locked] == [
+        "docker/requirements.txt",
+        "docker/build.txt",
+    ]
+    built, installed = (command.split() for command in commands if command not in locked)
+    assert {"--no-deps", "--no-build-isolation"} <= set(built)
+    assert {"--no-deps", "--no-index"} <= set(installed)
