@@ -114,6 +114,8 @@ def remove(
 ) -> None:
     """Delete a pipeline; the indices that use it go back to the engine's own order."""
     console = Console(soft_wrap=True, highlight=False)
+    if name is not None and index is not None:  # which may not be that index's
+        raise CommandError("give --name or --index, not both: all indices that use it are released")
     with connect(url) as client:
         if name is None:
             found = pipelines.installed(client, index)
