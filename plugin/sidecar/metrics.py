@@ -58,10 +58,14 @@ _OUTCOMES = {
 }
 
 
-if MULTIPROCESS in os.environ and PLACE in os.environ:
+# Both, or the folder is another program's: an environment may be meant for several.
+_ONE_OF_SEVERAL = MULTIPROCESS in os.environ and PLACE in os.environ
+# Before the first number is made (https://prometheus.github.io/client_python/multiprocess/).
+if _ONE_OF_SEVERAL:
     _place = int(os.environ[PLACE])
-    # Before the first number is made (https://prometheus.github.io/client_python/multiprocess/).
     values.ValueClass = values.MultiProcessValue(lambda: _place)  # type: ignore[no-untyped-call]
+else:
+    values.ValueClass = values.MutexValue
 
 
 def make_files(folder: Path, places: int) -> None:
@@ -195,7 +199,7 @@ class Metrics:
             "titlecast_model_info", "1 for the models that answer, 0 for those before",
             ["name", "hash", "version"], multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
-        if MULTIPROCESS not in os.environ:
+        if not _ONE_OF_SEVERAL:
             ProcessCollector(registry=registry)
 
     def count(self, path: str, status: int, seconds: float) -> None:
@@ -218,7 +222,7 @@ class Metrics:
     def write(self) -> bytes:
         """All numbers in Prometheus' text format, of all workers where there are several."""
         registry = self._registry
-        if MULTIPROCESS in os.environ:
+        if _ONE_OF_SEVERAL:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

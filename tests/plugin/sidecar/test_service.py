@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -174,6 +177,23 @@ def test_what_was_not_answered_is_counted_by_its_cause() -> None:
         ):
             name = f'titlecast_requests_total{{outcome="{outcome}",path="/rerank"}}'
             assert sample(client, name) == 1, outcome
+
+
+def test_one_process_counts_in_no_folder_of_another_program(tmp_path: Path) -> None:
+    program = "from plugin.sidecar.metrics import Metrics; print(Metrics().write().decode())"
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    environ.pop("TITLECAST_WORKER_PLACE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[3],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "titlecast_ready 0.0" in done.stdout
+    assert "process_start_time_seconds" in done.stdout or sys.platform != "linux"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_hits_are_counted_across_models() -> None:
