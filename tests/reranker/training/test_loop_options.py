@@ -145,6 +145,8 @@ def test_every_option_resumes_bit_for_bit(data, backbone, tmp_path, kind):
     assert not same(weights(tmp_path / "plain"), weights(tmp_path / "one"))  # it does something
 
 
+# Where there is one processor, torch warns of two.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("kind", ["title", "passage"])
 def test_other_processes_put_together_what_this_one_would(data, backbone, tmp_path, kind):
     text = recipe_text(kind, backbone) + "mined = 3\nremine_every = 4\nquery_dropout = 0.2\n"
