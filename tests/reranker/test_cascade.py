@@ -120,7 +120,25 @@ def test_of_a_huge_text_only_the_start_is_looked_at_for_the_query_s_words(cascad
     spied._coverage = Spy(cascade.passage.tokenizer.vocabulary)
     spied.rerank(QUERY, hits, passage_depth=0)
     assert [QUERY in text for text in seen] == [True, False]
-    assert max(map(len, seen)) <= 2 * limit + 1
+    assert [len(text) for text in seen] == [limit + 1] * 2
+
+
+def test_coverage_may_count_beside_passages_alone(cascade):
+    hits = some_hits(12)
+    weights = cascade.fusion._replace(title_coverage=0.0)
+    result = Cascade(cascade.title, cascade.passage, weights).rerank(QUERY, hits, 12)
+    share = coverage_of(cascade, hits)
+    assert [hit.coverage for hit in result.hits] == [share[hit.index] for hit in result.hits]
+
+
+def test_coverage_counts_nowhere_where_no_hit_has_a_passage(cascade):
+    hits = [hit._replace(passage=" ") for hit in some_hits(12)]
+    coverage_of(cascade, hits)  # there would be some
+    weights = cascade.fusion._replace(title_coverage=0.0, passage_coverage=0.0)
+    without = Cascade(cascade.title, cascade.passage, weights)
+    result = cascade.rerank(QUERY, hits, 12)
+    assert result.hits == without.rerank(QUERY, hits, 12).hits
+    assert {hit.coverage for hit in result.hits} == {0.0}
 
 
 def naming(cascade: Cascade, weight: float, stopping: Stopping | None = None) -> Cascade:
@@ -130,9 +148,9 @@ def naming(cascade: Cascade, weight: float, stopping: Stopping | None = None) ->
     )
 
 
-def chain_of_hits(count: int) -> list[Hit]:
+def chain_of_hits(count: int, seed: int = 3) -> list[Hit]:
     """Hits with names, every passage naming some other hit."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
     hits = [hit._replace(title=f"{hit.title} No{at}") for at, hit in enumerate(some_hits(count))]
     others = rng.integers(count, size=count).tolist()
     return [
@@ -219,8 +237,9 @@ def test_an_unread_page_that_the_best_passage_names_is_read(cascade):
     assert not reads_last(0.0)
 
 
-def test_a_deadline_that_is_met_changes_nothing_of_what_is_named(slow):
-    hits = chain_of_hits(40)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_deadline_that_is_met_changes_nothing_of_what_is_named(slow, seed):
+    hits = chain_of_hits(40, seed)
     slow.fusion = slow.fusion._replace(mention=30.0)
     before, calls = slow.passage.now, slow.passage.calls
     at_leisure = slow.rerank(QUERY, hits, 20)

@@ -32,7 +32,7 @@ def test_the_engine_s_scale_does_not_matter(scores, factor, shift):
     assert np.allclose(standardise(values), standardise(values * factor + shift), atol=1e-2)
 
 
-@pytest.mark.parametrize("scores", [[3.0], [2.0, 2.0, 2.0], [math.nan], []])
+@pytest.mark.parametrize("scores", [[3.0], [2.0, 2.0, 2.0], [math.nan], [], [0.3, 0.1 + 0.2]])
 def test_scores_that_say_nothing_become_zero(scores):
     assert not standardise(np.array(scores)).any()
 
