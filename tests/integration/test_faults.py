@@ -7,8 +7,7 @@ import http.client
 import json
 import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +42,7 @@ from tests.integration.faults import (
     search,
     stats,
 )
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("index")
 
@@ -67,13 +67,6 @@ def wary(world: World) -> Iterator[None]:
 
 def backwards() -> Any:
     return build_app(Recorder(Backwards()), load_settings())
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 def breaker(client: OpenSearch) -> str:

@@ -34,6 +34,7 @@ from indexing.records import Document, Failure, Record
 from indexing.sources import open_source
 from tests.integration import loader
 from tests.integration.proxy import Dropped, Proxy
+from tests.waiting import wait_until
 
 NAME = "test-loading"
 ROOT = Path(__file__).parents[2]
@@ -351,7 +352,8 @@ def test_searches_of_an_alias_see_the_old_or_the_new_index_whole(
         if number == 0:
             for thread in threads:
                 thread.start()
-        time.sleep(0.3)
+        now = (size, generation)
+        wait_until(lambda now=now: now in seen or wrong)
     over.set()
     for thread in threads:
         thread.join()

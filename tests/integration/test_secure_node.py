@@ -6,8 +6,6 @@ import contextlib
 import shutil
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,9 @@ from tests.integration import corpus
 from tests.integration.corpus import INDEX, hits_of, ids, pipeline, report, unpiped
 from tests.integration.fakes import PATIENT, Backwards, Recorder, SidecarPort
 from tests.integration.faults import World, addresses, search
+from tests.waiting import wait_until
 
 PAGE: dict[str, Any] = corpus.body_of(from_=3, size=4, _source=["group"])
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 def test_certificates_and_a_restart_under_load(needs_local_node: None, tmp_path: Path) -> None:

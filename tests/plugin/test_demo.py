@@ -31,6 +31,7 @@ from reranker import Cascade
 from reranker.evaluation.collections import Document, Query
 from reranker.evaluation.contamination import fingerprint, fingerprints
 from reranker.evaluation.hybrid import DenseIndex
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 TEXTS = {
@@ -63,13 +64,6 @@ def beir(tmp_path: Path) -> Path:
 
 def lines(path: Path, *records: dict[str, Any]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 # Query sets.

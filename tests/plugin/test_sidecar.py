@@ -34,8 +34,8 @@ from tests.plugin.sidecar.fakes import (
     search,
     sentence,
     serving,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 CONTRACT = REPOSITORY / "tests" / "contract"

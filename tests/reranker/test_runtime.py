@@ -30,9 +30,10 @@ from reranker.runtime import (
     pack,
 )
 from tests.reranker.conftest import SMALL, random_encoder, write_model
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 QUERY = np.array([2, 5, 9, 14, 3])
 
@@ -347,13 +348,6 @@ def test_a_search_beside_others_keeps_to_its_own_thread():
     crew.each(lambda _: seen.add(threading.get_ident()), range(50))
     assert seen == {threading.get_ident()}
     assert load.running == 1
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def test_helpers_go_when_others_come():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -43,13 +42,6 @@ def sample(client: httpx.Client, name: str, headers: dict[str, str] | None = Non
         if line.startswith(f"{name} "):
             return float(line.rpartition(" ")[2])
     return 0.0
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 def sentence(response: httpx.Response) -> str:

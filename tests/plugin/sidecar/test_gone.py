@@ -15,7 +15,8 @@ import pytest
 from plugin.sidecar.app import build_app
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade, Hit, RerankResult
-from tests.plugin.sidecar.fakes import background, sample, search, serving, wait_until
+from tests.plugin.sidecar.fakes import background, sample, search, serving
+from tests.waiting import wait_until
 
 HITS = [{"id": str(n), "title": f"merge {n} lists", "passage": "sorted lists"} for n in range(300)]
 DOCUMENTS = [{"title": hit["title"], "text": hit["passage"]} for hit in HITS]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from plugin.sidecar import logs
 from plugin.sidecar.logs import AsideHandler, JsonLines
-from tests.plugin.sidecar.fakes import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.fixture

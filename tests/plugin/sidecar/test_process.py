@@ -23,7 +23,8 @@ import pytest
 
 from plugin.ports import free_port
 from reranker.stages import SHIPPED
-from tests.plugin.sidecar.fakes import sample, search, wait_until
+from tests.plugin.sidecar.fakes import sample, search
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[3]
 SERVE = (sys.executable, "-m", "plugin.cli.main", "serve")

@@ -35,8 +35,8 @@ from tests.plugin.sidecar.fakes import (
     search,
     sentence,
     serving,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

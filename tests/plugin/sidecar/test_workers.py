@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from plugin.sidecar.workers import Workers, _Place
-from tests.plugin.sidecar.fakes import wait_until
+from tests.waiting import wait_until
 
 # Keeps what it is told, until that is to end.
 NOTES = """
