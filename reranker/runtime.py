@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Row = NDArray[np.int64]
-    Step = Callable[[], "Step | None"]  # gives what is left to do of it
+    # Texts, or what makes their tokens, which one core does while another reads the query.
+    Rows = Sequence[Row] | Callable[[], Sequence[Row]]
+    Step = Callable[[], "Iterable[Step]"]  # gives what is left to do of it
 
 T = TypeVar("T")
 
@@ -70,7 +72,7 @@ class Model(Protocol):
         """Prepare a query, ids (Q,)."""
         ...
 
-    def score(self, query: Any, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def score(self, query: Any, rows: Rows) -> NDArray[np.float32]:
         """Logits (n,) of n texts against a prepared query."""
         ...
 
@@ -78,8 +80,8 @@ class Model(Protocol):
 class BroadcastModel:
     """The broadcasting encoder: `query.onnx` once a search, `lower` and `upper` once a batch.
 
-    The lower layers do not see the query, so that one core reads it while others begin with the
-    texts.
+    One core reads the query while another makes the texts' tokens. The lower layers do not see
+    the query, so that whoever is ready first begins with them.
     """
 
     def __init__(
@@ -105,25 +107,30 @@ class BroadcastModel:
             lambda: dict(zip(self._reads, self._query.run(self._reads, feed), strict=True))
         )
 
-    def score(self, query: Later[dict[str, Any]], rows: Sequence[Row]) -> NDArray[np.float32]:
+    def score(self, query: Later[dict[str, Any]], rows: Rows) -> NDArray[np.float32]:
         """Logits (n,); the query's states are handed to every batch as they are."""
-        scores = np.empty(len(rows), dtype=np.float32)
-        rows, first = lower_rows(rows, self._places)
-        if self._after_query:
-            first = int(query.get()["keys"].shape()[-1])
+        scores = np.empty(0, dtype=np.float32)
 
-        def read() -> None:
+        def prepare() -> Iterable[Step]:
+            nonlocal scores
+            given = rows() if callable(rows) else rows
+            scores = np.empty(len(given), dtype=np.float32)
+            texts, first = lower_rows(given, self._places)
+            if self._after_query:
+                first = int(query.get()["keys"].shape()[-1])
+            parts = layouts(_lengths(texts), self._crew.threads)
+            return [partial(begin, texts, layout, first) for layout in parts]
+
+        def read() -> Iterable[Step]:
             query.get()
+            return ()
 
-        def begin(layout: Layout) -> Step | None:
-            states = self._states([rows[place] for place in layout.places], layout, first)
+        def begin(texts: Sequence[Row], layout: Layout, first: int) -> Iterable[Step]:
+            states = self._states([texts[place] for place in layout.places], layout, first)
             rest = partial(finish, layout, states)
-            if not query.done():
-                return rest
-            rest()
-            return None
+            return rest() if query.done() else [rest]
 
-        def finish(layout: Layout, states: Any) -> None:
+        def finish(layout: Layout, states: Any) -> Iterable[Step]:
             feed = {
                 **query.get(),
                 "states": states,
@@ -131,9 +138,9 @@ class BroadcastModel:
                 "starts": to_runtime(layout.starts),
             }
             scores[layout.places] = self._upper.run(["scores"], feed)[0].numpy()
+            return ()
 
-        parts = layouts(_lengths(rows), self._crew.threads)
-        steps: list[Step] = [read, *(partial(begin, layout) for layout in parts)]
+        steps: list[Step] = [prepare] if query.done() else [prepare, read]
         self._crew.each(lambda step: step(), steps)
         return scores
 
@@ -187,10 +194,10 @@ class PairModel:
         """Nothing of a query can be computed ahead."""
         return query
 
-    def score(self, query: Row, rows: Sequence[Row]) -> NDArray[np.float32]:
+    def score(self, query: Row, rows: Rows) -> NDArray[np.float32]:
         """Logits (n,) of `[CLS] query [SEP] text [SEP]`."""
-        scores = np.empty(len(rows), dtype=np.float32)
-        joined = [np.concatenate([query, row[1:]]) for row in rows]
+        joined = [np.concatenate([query, row[1:]]) for row in (rows() if callable(rows) else rows)]
+        scores = np.empty(len(joined), dtype=np.float32)
 
         def run(batch: Batch) -> None:
             places, ids, lengths = batch
@@ -316,10 +323,10 @@ class Crew:
     def _new_pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, "titlecast")  # threads start when first used
 
-    def each(self, run: Callable[[T], T | None], parts: Iterable[T]) -> None:
+    def each(self, run: Callable[[T], Iterable[T] | None], parts: Iterable[T]) -> None:
         """Run all parts, in this thread and in those that are free. Raises what a part raised.
 
-        A part may give another, to be run by whoever is free next.
+        The first is run in this thread. A part may give others, to be run by whoever is free next.
         """
         left = deque(parts)
         helpers: list[Future[None]] = []
@@ -338,15 +345,16 @@ class Crew:
             helper.result()
 
     def _run_with(
-        self, helpers: list[Future[None]], run: Callable[[T], T | None], left: deque[T]
+        self, helpers: list[Future[None]], run: Callable[[T], Iterable[T] | None], left: deque[T]
     ) -> None:
         """Run what is left, with as many helpers as are free."""
         while left:
-            for _ in range(len(left) - 1):
-                if not self._load.enter(self.threads):
-                    break
-                helpers.append(self._pool.submit(self._help, run, left))
-            self._next(run, left)
+            for part in _take(left):
+                for _ in range(len(left)):
+                    if not self._load.enter(self.threads):
+                        break
+                    helpers.append(self._pool.submit(self._help, run, left))
+                left.extend(run(part) or ())
 
     def _wait_for(self, helpers: list[Future[None]]) -> None:
         """Wait for the helpers, but forget those who found no thread in time."""
@@ -364,22 +372,21 @@ class Crew:
         self._load.reset()
         self._pool = self._new_pool()
 
-    def _help(self, run: Callable[[T], T | None], left: deque[T]) -> None:
+    def _help(self, run: Callable[[T], Iterable[T] | None], left: deque[T]) -> None:
         try:
             while left and self._load.running <= self.threads:
-                self._next(run, left)
+                for part in _take(left):
+                    left.extend(run(part) or ())
         finally:
             self._load.leave()
 
-    @staticmethod
-    def _next(run: Callable[[T], T | None], left: deque[T]) -> None:
-        try:
-            part = left.popleft()
-        except IndexError:  # another took the last
-            return
-        more = run(part)
-        if more is not None:
-            left.append(more)
+
+def _take(left: deque[T]) -> list[T]:
+    """The next part; none where another thread has taken the last."""
+    try:
+        return [left.popleft()]
+    except IndexError:
+        return []
 
 
 _CREWS: WeakSet[Crew] = WeakSet()

@@ -123,8 +123,13 @@ class TitleReranker(_Reranker):
     def score_read(self, query: Query, titles: Sequence[str]) -> Scores:
         """Score titles against a query that `read` prepared."""
         distinct, back = _distinct(titles)
-        encoded = through(self._cache, distinct, self._encode, _encoded_bytes)
-        logits = self._model.score(query.state, [item.ids for item in encoded])
+        encoded: list[Encoded] = []
+
+        def rows() -> list[NDArray[np.int64]]:
+            encoded.extend(through(self._cache, distinct, self._encode, _encoded_bytes))
+            return [item.ids for item in encoded]
+
+        logits = self._model.score(query.state, rows)
         cut = np.array([item.truncated for item in encoded], dtype=bool)
         return Scores(logits[back], int(cut[back].sum()), sum(len(item.ids) for item in encoded))
 
@@ -156,13 +161,19 @@ class PassageReranker(_Reranker):
                 "which may be empty, for each passage"
             )
         distinct, back = _distinct(list(zip(titles, passages, strict=True)))
-        windowed = through(self._cache, distinct, self._encode, _windowed_bytes)
-        rows = [row for item in windowed for row in item.windows]
+        windowed: list[Windowed] = []
+
+        def rows() -> list[NDArray[np.int64]]:
+            windowed.extend(through(self._cache, distinct, self._encode, _windowed_bytes))
+            return [row for item in windowed for row in item.windows]
+
+        scores = self._model.score(query.state, rows)
         owner = np.repeat(np.arange(len(distinct)), [len(item.windows) for item in windowed])
         logits = np.full(len(distinct), -np.inf, dtype=np.float32)
-        np.maximum.at(logits, owner, self._model.score(query.state, rows))
+        np.maximum.at(logits, owner, scores)
         cut = np.array([item.truncated for item in windowed], dtype=bool)
-        return Scores(logits[back], int(cut[back].sum()), sum(len(row) for row in rows))
+        tokens = sum(len(row) for item in windowed for row in item.windows)
+        return Scores(logits[back], int(cut[back].sum()), tokens)
 
     def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[Windowed]:
         return self._tokenizer.windows(

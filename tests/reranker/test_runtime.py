@@ -287,10 +287,10 @@ def test_what_parts_leave_is_run_once_each_too(threads):
     crew = Crew(threads, load)
     seen: list[tuple[int, int]] = []
 
-    def run(part: tuple[int, int]) -> tuple[int, int] | None:
+    def run(part: tuple[int, int]) -> list[tuple[int, int]]:
         seen.append(part)
         place, more = part
-        return (place, more - 1) if more else None
+        return [(place, more - 1)] if more else []
 
     crew.each(run, [(place, place % 4) for place in range(40)])
     assert sorted(seen) == [(place, more) for place in range(40) for more in range(place % 4 + 1)]
@@ -302,17 +302,17 @@ def test_whoever_is_free_runs_what_another_part_left():
     crew = Crew(2, Load())
     begun, finished = threading.Event(), threading.Event()
 
-    def run(part: str) -> str | None:
+    def run(part: str) -> list[str]:
         if part == "query":
             assert begun.wait(30)
         elif part == "first":
-            return "rest of the first"
+            return ["rest of the first"]
         elif part == "second":
             begun.set()
             assert finished.wait(30)
         else:
             finished.set()
-        return None
+        return []
 
     crew.each(run, ["query", "first", "second"])
     assert finished.is_set()
@@ -324,7 +324,7 @@ def test_what_a_helper_leaves_as_it_goes_is_not_lost():
     meet = threading.Barrier(2, timeout=30)
     seen = []
 
-    def run(part: str) -> str | None:
+    def run(part: str) -> list[str]:
         seen.append(part)
         if part != "more":
             meet.wait()
@@ -332,8 +332,8 @@ def test_what_a_helper_leaves_as_it_goes_is_not_lost():
             wait_until(lambda: load.running == 1)  # the caller has found nothing left
             for _ in range(2):
                 load.enter()  # others come
-            return "more"
-        return None
+            return ["more"]
+        return []
 
     crew.each(run, ["one", "two"])
     assert seen[2:] == ["more"]
