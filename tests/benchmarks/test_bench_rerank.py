@@ -18,6 +18,7 @@ from tests.benchmarks.bench_rerank import (
     find_work,
     flops_per_token,
     measure,
+    ratio,
     show_searches,
 )
 from tests.reranker.conftest import SMALL, random_encoder, write_model, write_models
@@ -36,6 +37,11 @@ def test_the_arithmetic_of_a_token_is_that_of_all_layers_linear_maps(models):
     assert flops_per_token(models / "title") == 2 * c.layers * per_layer
     write_model(models / "sinks", "title", random_encoder(replace(SMALL, sinks=True)))
     assert flops_per_token(models / "sinks") == 2 * c.layers * per_layer
+
+
+def test_a_ratio_is_that_of_rounds_not_of_medians():
+    # The machine is half as fast in the last rounds, and one row is no longer measured then.
+    assert ratio([40.0, 40.0, 80.0], [10.0, 10.0, 20.0, 20.0, 20.0]) == 4.0
 
 
 def test_contenders_take_turns_and_one_that_cannot_run_is_named(models, tmp_path):
