@@ -42,7 +42,7 @@ def document(item: Object, fields: FieldMap, id_needed: bool = False) -> Documen
     row = item.fields
     titles = fields.title or (_TITLE,)
     passages = fields.passage or tuple(name for name in _PASSAGES if name in row)[:1]
-    if all(_lookup(row, name) is None for name in (*titles, *passages)):
+    if all(lookup(row, name) is None for name in (*titles, *passages)):
         wanted = ", ".join(repr(name) for name in (*titles, *(fields.passage or _PASSAGES)))
         there = ", ".join(repr(name) for name in list(row)[:10]) or "nothing"
         return Failure(
@@ -54,7 +54,7 @@ def document(item: Object, fields: FieldMap, id_needed: bool = False) -> Documen
     try:
         title = _joined(row, titles, " ")
         passage = _joined(row, passages, "\n")
-        key = _lookup(row, fields.id or _ID)
+        key = lookup(row, fields.id or _ID)
         if key is None and not (fields.id or id_needed):
             key = hashlib.sha256(_bytes(f"{title}\0{passage}")).hexdigest()[:20]
         key = identifier({fields.id or _ID: key}, fields.id or _ID)
@@ -85,7 +85,8 @@ def _with_rest(made: Document, row: Mapping[str, object], used: set[str]) -> Doc
     return made._replace(metadata=metadata)
 
 
-def _lookup(row: Mapping[str, object], path: str) -> object:
+def lookup(row: Mapping[str, object], path: str) -> object:
+    """The value of a field that the row has by its whole name, or inside objects; None without."""
     if path in row:
         return row[path]
     value: object = row
@@ -95,12 +96,12 @@ def _lookup(row: Mapping[str, object], path: str) -> object:
 
 
 def _joined(row: Mapping[str, object], names: Sequence[str], between: str) -> str:
-    parts = (text(_lookup(row, name), name) for name in names)
+    parts = (text(lookup(row, name), name) for name in names)
     return between.join(part for part in parts if part)
 
 
 def _vector(row: Mapping[str, object], name: str) -> tuple[float, ...]:
-    value = _lookup(row, name)
+    value = lookup(row, name)
     if value is None:
         return ()
     if not isinstance(value, list) or not all(

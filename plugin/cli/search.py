@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from indexing.sources.fields import lookup
 from plugin import pipelines
 from plugin.cli.options import CommandError, Url
 from plugin.clusters import connect
@@ -238,12 +239,7 @@ def _hits(response: dict[str, Any], title_field: str) -> tuple[Found, ...]:
 
 
 def _value(source: dict[str, Any], path: str) -> str:
-    if path in source:
-        value: Any = source[path]
-    else:
-        value = source
-        for name in path.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
+    value = lookup(source, path)
     if isinstance(value, list):
         return " ".join(map(str, value))
     return "" if value is None else str(value)

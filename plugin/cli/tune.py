@@ -12,6 +12,7 @@ from rich.table import Table
 
 from indexing.records import Document
 from indexing.sources import open_source
+from indexing.sources.fields import lookup
 from plugin.cli.options import CommandError, Url, require_folders
 from plugin.clusters import connect
 from plugin.tuning import (
@@ -247,10 +248,7 @@ def _some(windows: list[Window], source: object) -> list[Window]:
 
 
 def _value(hit: dict[str, Any], path: str) -> str:
-    source = hit.get("_source") or {}  # which an index need not keep
-    value: Any = source
-    for name in [path] if path in source else path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
+    value = lookup(hit.get("_source") or {}, path)  # which an index need not keep
     if isinstance(value, list):
         value = value[0] if value else None
     return "" if value is None else str(value)
