@@ -79,7 +79,7 @@ def _check(info: object, shown: str) -> None:
 
 def _host(url: str) -> dict[str, Any]:
     try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        parts = urlsplit(with_scheme(url))
         port = parts.port
     except ValueError as error:
         raise ClusterError(f"{shown_address(url)!r} is no address of a cluster: {error}") from error
@@ -98,6 +98,11 @@ def _host(url: str) -> dict[str, Any]:
     if parts.username is not None:
         host["http_auth"] = (unquote(parts.username), unquote(parts.password or ""))
     return host
+
+
+def with_scheme(url: str) -> str:
+    """Give the URL with the scheme that it may lack."""
+    return url if "://" in url else f"http://{url}"
 
 
 def shown_address(url: str) -> str:

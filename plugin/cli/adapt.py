@@ -15,7 +15,7 @@ from indexing.records import Failure, Skip
 from indexing.sources.fields import FieldMap
 from plugin.cli.options import CommandError, Url
 from plugin.cli.train import needs_torch
-from plugin.clusters import shown_address
+from plugin.clusters import shown_address, with_scheme
 
 if TYPE_CHECKING:
     from reranker.evaluation.collections import Document
@@ -134,9 +134,7 @@ def adapt(
 
 
 def _index_address(url: str, index: str) -> str:
-    """The index's address; as for the other commands, the cluster's may lack its scheme."""
-    cluster = url if "://" in url else f"http://{url}"
-    return f"{cluster.rstrip('/')}/{index}"
+    return f"{with_scheme(url).rstrip('/')}/{index}"
 
 
 def read_documents(location: str, fields: FieldMap, most: int) -> dict[str, Document]:

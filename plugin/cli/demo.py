@@ -32,7 +32,7 @@ from plugin import demo as demos
 from plugin import pipelines
 from plugin.cli.options import CommandError, default_url
 from plugin.cli.search import Comparison, compare, render
-from plugin.clusters import connect
+from plugin.clusters import connect, with_scheme
 from plugin.engines import (
     Container,
     Engine,
@@ -232,7 +232,7 @@ def _sidecar_of(client: OpenSearch, url: str, model: Path | None, stack: ExitSta
     """
     named = _first_sidecar(client)
     address = urlsplit(named)
-    cluster = urlsplit(url if "://" in url else f"http://{url}").hostname
+    cluster = urlsplit(with_scheme(url)).hostname
     ours = address.hostname in _LOOPBACK and cluster in _LOOPBACK
     if not ours or address.scheme != "http" or address.path.strip("/"):
         return f"the cluster's own, {named}"
