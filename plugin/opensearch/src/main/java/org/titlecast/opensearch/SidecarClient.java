@@ -110,7 +110,9 @@ final class SidecarClient implements Closeable {
             .version(HttpClient.Version.HTTP_1_1)
             .connectTimeout(Duration.ofMillis(settings.connectTimeout().millis()))
             // A redirect could lead to an address that the operator did not name.
-            .followRedirects(HttpClient.Redirect.NEVER);
+            .followRedirects(HttpClient.Redirect.NEVER)
+            // Nor a proxy, which the node may have for its snapshots: it would see every search.
+            .proxy(HttpClient.Builder.NO_PROXY);
     return settings.tls() == null ? http.build() : http.sslContext(settings.tls()).build();
   }
 

@@ -222,12 +222,14 @@ record SidecarSettings(
     return url;
   }
 
+  /** A log must see neither user and password nor what a query may hold. */
   private static IllegalArgumentException unusable(String text) {
+    String shown = text.replaceAll("(?s)^(\\w+://)?.*@", "$1...@").replaceAll("(?s)[?#].*", "?...");
     return new IllegalArgumentException(
         "["
             + PREFIX
             + "urls] holds ["
-            + text
+            + shown
             + "]: give http or https addresses such as http://localhost:8900, without user, query"
             + " or fragment (a key belongs into the keystore as "
             + PREFIX

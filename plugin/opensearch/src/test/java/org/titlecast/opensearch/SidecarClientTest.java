@@ -275,6 +275,31 @@ class SidecarClientTest {
   }
 
   @Test
+  void goesThroughNoProxy() {
+    Map<String, String> before = new HashMap<>();
+    try (FakeSidecar proxy = new FakeSidecar()) {
+      URI address = URI.create(proxy.url());
+      Map.of(
+              "http.proxyHost", address.getHost(),
+              "http.proxyPort", String.valueOf(address.getPort()),
+              "http.nonProxyHosts", "")
+          .forEach((name, value) -> before.put(name, System.setProperty(name, value)));
+      ask(client(sidecar.url()), LONG).join();
+      assertEquals(1, sidecar.received.size());
+      assertEquals(List.of(), proxy.received);
+    } finally {
+      before.forEach(
+          (name, value) -> {
+            if (value == null) {
+              System.clearProperty(name);
+            } else {
+              System.setProperty(name, value);
+            }
+          });
+    }
+  }
+
+  @Test
   void refusesNonsense() {
     sidecar.willSay(200, "[]");
     assertTrue(failure().contains("same version"));

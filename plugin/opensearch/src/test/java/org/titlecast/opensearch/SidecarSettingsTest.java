@@ -71,6 +71,21 @@ class SidecarSettingsTest {
     assertTrue(refused.getMessage().contains("http://localhost:8900"), "an example is the remedy");
   }
 
+  @ParameterizedTest
+  @CsvSource({
+    "http://user:s3cret@a:8900/x, http://...@a:8900/x",
+    "user:s3/c@ret@a, ...@a",
+    "http://user:s?3#cret@a, http://...@a",
+    "http://a/x?key=s3cret@b, http://...@b",
+    "http://a/x?key=s3cret, http://a/x?...",
+    "ftp://a, ftp://a",
+  })
+  void saysNothingSecretOfAnAddress(String url, String shown) {
+    IllegalArgumentException refused =
+        assertThrows(IllegalArgumentException.class, () -> read("title_rerank.sidecar.urls", url));
+    assertTrue(refused.getMessage().contains("holds [" + shown + "]"), refused.getMessage());
+  }
+
   @Test
   void refusesNoAddress() {
     assertThrows(
