@@ -35,6 +35,7 @@ import numpy as np
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
+from reranker.cores import usable_cores
 from reranker.lru import Cache
 
 if TYPE_CHECKING:
@@ -449,13 +450,6 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
             f"{path} cannot be loaded, or weights.bin beside it: copy the model folder again, or "
             f"export the model again ({error})"
         ) from error
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Layout(NamedTuple):

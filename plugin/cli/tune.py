@@ -31,13 +31,13 @@ from plugin.tuning import (
     measure_threads,
 )
 from reranker import Cascade, Hit
+from reranker.cores import usable_cores
 from reranker.evaluation import plots
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import Collection, read_collection
 from reranker.evaluation.collections import Document as Judged
 from reranker.evaluation.reports import DepthPoint, sweep_depths
 from reranker.evaluation.runs import Run, first_stage
-from reranker.runtime import usable_cores
 
 _MEASURE = "nDCG@10"
 

@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr, SecretStr, ValidationError, model_valid
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from plugin.sidecar.keys import Keys
-from reranker.runtime import usable_cores
+from reranker.cores import usable_cores
 
 PREFIX = "TITLECAST_"
 # Whoever gives these means to keep somebody out: empty ones are no oversight to be passed over.

@@ -43,7 +43,7 @@ from indexing.sources import open_source
 from indexing.target import make_index
 from plugin.clusters import connect
 from plugin.engines import choose_engine
-from reranker.runtime import usable_cores
+from reranker.cores import usable_cores
 
 ROOT = Path(__file__).parents[2]
 NAME = "bench-index"

@@ -33,7 +33,7 @@ import numpy as np
 from plugin.ports import free_port
 from plugin.sidecar.process import SidecarProcess
 from plugin.sidecar.protocol import DEADLINE_HEADER
-from reranker.runtime import usable_cores
+from reranker.cores import usable_cores
 
 WORDS = [
     "merge",

@@ -33,9 +33,10 @@ from rich.table import Table
 
 from indexing.sources import open_source
 from reranker import TitleReranker
+from reranker.cores import usable_cores
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import Document, read_collection, read_corpus
-from reranker.runtime import open_session, usable_cores
+from reranker.runtime import open_session
 from reranker.stages import SHIPPED
 from tests.benchmarks.contenders import DEPTH
 from tests.benchmarks.pydoc_collection import QUERIES
