@@ -43,7 +43,7 @@ class DualEncoder:
         self._places = self._lower.facts["places"]
         self._dual = Graph(folder / "dual.onnx")
         self._crew = Crew(threads)
-        self._tokenizer = Tokenizer(folder / "tokenizer.json")
+        self._tokenizer = Tokenizer(folder / "tokenizer.json", self.config.get("left_out", []))
         self.dimensions = len(self._pooled(self._tokenizer.encode(["a"], 3)[0].ids))
 
     @classmethod
@@ -59,7 +59,7 @@ class DualEncoder:
 
         Raises EmptyQueryError, a ValueError, for one of which the tokenizer leaves nothing.
         """
-        encoded = self._tokenizer.encode(queries, self.config["max_query_tokens"])
+        encoded = self._tokenizer.encode_queries(queries, self.config["max_query_tokens"])
         for place, item in enumerate(encoded):
             if item.empty:
                 raise EmptyQueryError(

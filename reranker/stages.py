@@ -64,7 +64,7 @@ class _Reranker:
                 f"{folder / 'config.json'} lacks {', '.join(sorted(missing))}; export the "
                 "model again"
             )
-        self._tokenizer = Tokenizer(folder / "tokenizer.json")
+        self._tokenizer = Tokenizer(folder / "tokenizer.json", self.config.get("left_out", []))
         self.name = str(self.config["name"])
 
     @classmethod
@@ -100,7 +100,7 @@ class _Reranker:
 
         Raises EmptyQueryError, a ValueError, for a query of which the tokenizer leaves nothing.
         """
-        encoded = self._tokenizer.encode([query], self.config["max_query_tokens"])[0]
+        (encoded,) = self._tokenizer.encode_queries([query], self.config["max_query_tokens"])
         if encoded.empty:
             raise EmptyQueryError("the query is empty: give the words that the user searched for")
         return Query(self._model.read(encoded.ids), encoded.truncated)

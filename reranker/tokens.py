@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer as _Tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,9 +38,15 @@ class Windowed(NamedTuple):
 
 
 class Tokenizer:
-    """A BERT-style tokenizer: `[CLS] text [SEP]`."""
+    """A BERT-style tokenizer: `[CLS] text [SEP]`.
 
-    def __init__(self, path: Path) -> None:
+    `left_out` are tokens that say nothing about a text, brackets and dashes for example: reading
+    them costs as much as reading words. A text that is made of nothing else keeps them, and a
+    query all of its own. Raises FileNotFoundError or ValueError where `path` is no such
+    tokenizer or does not know one of `left_out`.
+    """
+
+    def __init__(self, path: Path, left_out: Sequence[str] = ()) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
         try:
@@ -53,6 +59,7 @@ class Tokenizer:
         if len(empty) != 2:
             raise ValueError(f"{path} does not put texts between two special tokens, as BERT's do")
         self._open, self._close = empty
+        self._kept = kept_tokens(self.vocabulary, left_out)
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -62,10 +69,11 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str], limit: int) -> list[Encoded]:
         """Encode texts, each to at most `limit` tokens with the two special ones."""
-        found = []
-        for ids, cut in self._inner(texts, limit):
-            found.append(Encoded(self._closed(ids[: limit - 2]), cut or len(ids) > limit - 2))
-        return found
+        return self._cut(self._inner(texts, limit), limit)
+
+    def encode_queries(self, queries: Sequence[str], limit: int) -> list[Encoded]:
+        """Encode queries like texts, but nothing is left out of them."""
+        return self._cut(self._whole(queries, limit), limit)
 
     def windows(
         self, heads: Sequence[str], texts: Sequence[str], limit: int, stride: int, most: int
@@ -99,11 +107,12 @@ class Tokenizer:
         return found
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Count the tokens of whole texts, without the two special ones."""
+        """Count what is read of whole texts, in tokens, without the two special ones."""
         encodings = self._tokenizer.encode_batch_fast(
             [_speakable(text) for text in texts], add_special_tokens=False
         )
-        return [len(encoding.ids) for encoding in encodings]
+        rows = (np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings)
+        return [len(without(ids, self._kept)) for ids in rows]
 
     def starts(self, text: str) -> NDArray[np.int64]:
         """Give where in the text each of its tokens starts, in characters (tokens,)."""
@@ -122,6 +131,13 @@ class Tokenizer:
         return seen, len(starts)
 
     def _inner(self, texts: Sequence[str], limit: int) -> list[tuple[NDArray[np.int64], bool]]:
+        """What `_whole` gives, without the tokens that are left out."""
+        found = self._whole(texts, limit)
+        if self._kept.all():
+            return found
+        return [(without(ids, self._kept), cut) for ids, cut in found]
+
+    def _whole(self, texts: Sequence[str], limit: int) -> list[tuple[NDArray[np.int64], bool]]:
         """Ids without the special tokens, and whether characters were dropped unseen."""
         most = limit * _CHARACTERS_PER_TOKEN
         cleaned = [_speakable(text[:most]) for text in texts]
@@ -131,11 +147,36 @@ class Tokenizer:
             for encoding, text in zip(encodings, texts, strict=True)
         ]
 
+    def _cut(self, found: list[tuple[NDArray[np.int64], bool]], limit: int) -> list[Encoded]:
+        return [
+            Encoded(self._closed(ids[: limit - 2]), cut or len(ids) > limit - 2)
+            for ids, cut in found
+        ]
+
     def _closed(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         out = np.empty(len(ids) + 2, dtype=np.int64)
         out[0], out[-1] = self._open, self._close
         out[1:-1] = ids
         return out
+
+
+def kept_tokens(vocabulary: Mapping[str, int], left_out: Sequence[str]) -> NDArray[np.bool_]:
+    """Which ids (vocabulary,) are none of `left_out`'s.
+
+    Raises ValueError for one that the vocabulary lacks.
+    """
+    kept = np.ones(max(vocabulary.values()) + 1, dtype=bool)
+    for token in left_out:
+        if token not in vocabulary:
+            raise ValueError(f'left_out: the tokenizer has no token "{token}"; take it out')
+        kept[vocabulary[token]] = False
+    return kept
+
+
+def without(ids: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
+    """A text's ids (n,) that are kept; all of them where that is none."""
+    found = ids[kept[ids]]
+    return found if len(found) else ids
 
 
 def _speakable(text: str) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from opensearchpy import OpenSearch
@@ -181,7 +181,7 @@ def read(
         source = source._replace(records=giver.records(source.records))  # which counts them
     else:
         source = source.through(giver.records, title_from=rule)
-    window = _limit("passage", "max_passage_tokens")
+    window = int(_config("passage")["max_passage_tokens"])
     tokens = (window if source.format in PAGES else 0) if split_tokens is None else split_tokens
     if not tokens:
         return Reading(source, giver, None)
@@ -201,8 +201,9 @@ def require_knn(client: OpenSearch) -> None:
 
 def report(console: Console, reading: Reading, limit: int | None, *, json_: bool) -> None:
     """Read a source to its end and print what its titles are like."""
-    most = _limit("title", "max_text_tokens")
-    reporter = titles.Reporter(Tokenizer(SHIPPED / "title" / "tokenizer.json"), most)
+    config = _config("title")
+    tokenizer = Tokenizer(SHIPPED / "title" / "tokenizer.json", config.get("left_out", []))
+    reporter = titles.Reporter(tokenizer, int(config["max_text_tokens"]))
     for record in itertools.islice(reading.source.records, limit):
         reporter.add(record)
     made = reporter.report(reading.giver.given)
@@ -246,6 +247,6 @@ def _table(name: str, made: titles.Report) -> Table:
     return table
 
 
-def _limit(stage: str, name: str) -> int:
-    config = json.loads((SHIPPED / stage / "config.json").read_text(encoding="utf-8"))
-    return int(config[name])
+def _config(stage: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((SHIPPED / stage / "config.json").read_text("utf-8"))
+    return config

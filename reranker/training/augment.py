@@ -29,6 +29,7 @@ from bm25s.stopwords import STOPWORDS_EN
 
 from reranker.models.broadcast import BroadcastEncoder
 from reranker.training.lists import Tokens, padded
+from reranker.training.start import left_out_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -425,7 +426,7 @@ class MoreTokens(Tokens):
     def __init__(
         self, first: Tokens, size: int, tokenizer: Tokenizer, texts: Sequence[str], recipe: Recipe
     ) -> None:
-        super().__init__(tokenizer, texts, recipe.lists.max_text_tokens)
+        super().__init__(tokenizer, texts, recipe.lists.max_text_tokens, left_out_of(recipe))
         self._first, self._size = first, size
 
     def __getitem__(self, place: int) -> np.ndarray:

@@ -100,6 +100,9 @@ class ListConfig(_Strict):
     query_dropout: float = Field(default=0.0, ge=0, lt=1)  # share of a query's tokens left out
     max_query_tokens: int = Field(default=48, ge=8)
     max_text_tokens: int = Field(default=32, ge=8)
+    # Tokens that are left out of texts, also when the model is served; None: those that the
+    # model leaves out which the training starts from.
+    left_out: list[str] | None = None
 
 
 class AugmentConfig(_Strict):

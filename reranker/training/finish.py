@@ -21,7 +21,7 @@ from reranker.runtime import load_model
 from reranker.training.examples import load
 from reranker.training.lists import Tokens, padded
 from reranker.training.prepare import dev_queries
-from reranker.training.start import load_trained, seen_by, tokenizer_of
+from reranker.training.start import left_out_of, load_trained, seen_by, text_tokens, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
@@ -88,6 +88,7 @@ def export_model(
         "backbone": recipe.backbone,
         "blend": blend,
         **_LIMITS[recipe.task],
+        "left_out": left_out_of(recipe),
     }
     path = out / "config.json"
     path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
@@ -129,8 +130,7 @@ def dev_lists(
     asked = Tokens(tokenizer, [items[i].query for i in chosen], recipe.lists.max_query_tokens)
     lists = []
     for at, texts in enumerate(places):
-        limit = recipe.lists.max_text_tokens
-        tokens = Tokens(tokenizer, [pool[text] for text in texts], limit)
+        tokens = text_tokens(recipe, tokenizer, [pool[text] for text in texts])
         ids, mask = padded([tokens[i] for i in range(len(texts))])
         lists.append((padded([asked[at]])[0], ids, mask))
     return lists

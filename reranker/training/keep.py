@@ -18,7 +18,7 @@ from reranker.models.broadcast import BroadcastEncoder
 from reranker.training import examples
 from reranker.training.lists import Batch, Tokens, draw_examples, draw_list, make_batch
 from reranker.training.pairs import against_titles, make_queries
-from reranker.training.start import new_model, tokenizer_of
+from reranker.training.start import new_model, text_tokens, tokenizer_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +67,7 @@ class Keeper:
             raise ValueError(f"{folder / FOLDER} holds no examples: [keep] corpora need texts")
         self._pool = len(pool)
         tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
-        self._texts = Tokens(tokenizer, pool, recipe.lists.max_text_tokens)
+        self._texts = text_tokens(recipe, tokenizer, pool)
         queries = [item.query for item in self._items]
         self._queries = Tokens(tokenizer, queries, recipe.lists.max_query_tokens)
         start = new_model(recipe)

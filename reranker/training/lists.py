@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reranker.tokens import kept_tokens, without
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -57,15 +59,28 @@ class Batch(NamedTuple):
 
 
 class Tokens:
-    """Texts as token ids, each cut to a number of tokens with its closing one kept."""
+    """Texts as token ids, each cut to a number of tokens with its closing one kept.
 
-    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str], limit: int) -> None:
+    `left_out` are tokens that are not read, as `reranker.tokens.Tokenizer` leaves them out.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        limit: int,
+        left_out: Sequence[str] = (),
+    ) -> None:
         tokenizer.no_padding()
-        tokenizer.enable_truncation(limit)
+        # What is left out makes room for what comes behind it.
+        tokenizer.enable_truncation(2 * limit if left_out else limit)
+        kept = kept_tokens(tokenizer.get_vocab(), left_out)
         self._ids: list[np.ndarray] = []
         for start in range(0, len(texts), 4096):
             for encoding in tokenizer.encode_batch(list(texts[start : start + 4096])):
-                self._ids.append(np.asarray(encoding.ids, dtype=np.int32))
+                ids = np.asarray(encoding.ids, dtype=np.int32)
+                inner = without(ids[1:-1], kept)[: limit - 2]
+                self._ids.append(np.concatenate([ids[:1], inner, ids[-1:]]))
 
     def __getitem__(self, place: int) -> np.ndarray:
         return self._ids[place]

@@ -35,7 +35,7 @@ from reranker.training.keep import Keeper
 from reranker.training.lists import Batch, Tokens, make_batch
 from reranker.training.mining import Miner
 from reranker.training.scoring import list_logits, own_lists, score_all, score_lists
-from reranker.training.start import Model, new_model, tokenizer_of
+from reranker.training.start import Model, new_model, text_tokens, tokenizer_of
 from reranker.training.teachers import find_teacher
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def load_data(recipe: Recipe, folder: Path, every: int = 1) -> Data:
     return Data(
         pool=pool,
         items=items,
-        texts=Tokens(tokenizer, pool, limits.max_text_tokens),
+        texts=text_tokens(recipe, tokenizer, pool),
         queries=Tokens(tokenizer, [item.query for item in items], limits.max_query_tokens),
         dev=dev,
         dev_queries=Tokens(tokenizer, [item.query for item in dev], limits.max_query_tokens),

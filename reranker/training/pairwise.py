@@ -18,7 +18,7 @@ from reranker.training.examples import load
 from reranker.training.experiments import Arm, measure
 from reranker.training.finish import export_model
 from reranker.training.lists import Tokens
-from reranker.training.start import load_last, tokenizer_of
+from reranker.training.start import load_last, text_tokens, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +77,7 @@ def time_models(
     windows = []
     for i in places:
         texts = [pool[place] for place in (items[i].golds + items[i].candidates)[:titles]]
-        tokens = Tokens(tokenizer, texts, recipe.lists.max_text_tokens)
+        tokens = text_tokens(recipe, tokenizer, texts)
         windows.append([tokens[place].astype(np.int64) for place in range(titles)])
     models = {name: load_model(folder, 1)[0] for name, folder in folders.items()}
     times: dict[str, list[float]] = {name: [] for name in models}

@@ -17,7 +17,9 @@ from reranker.models.backbone import load_backbone, load_tokenizer
 from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.pair import PairEncoder
 from reranker.models.restore import restore
+from reranker.runtime import read_config
 from reranker.training.config import read_recipe
+from reranker.training.lists import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,13 +63,18 @@ def seen_by(folder: Path) -> NDArray[np.uint64]:
     path = folder / FILE
     seen = [np.load(path) if path.is_file() else np.empty(0, np.uint64)]
     if (folder / "recipe.toml").is_file():
-        recipe = read_recipe(folder / "recipe.toml")
-        start = recipe.start
-        if start is None and recipe.taught_by is not None and recipe.taught_by.layers:
-            start = recipe.taught_by.folder
+        start = start_of(read_recipe(folder / "recipe.toml"))
         if start is not None:
-            seen.append(seen_by(Path(start)))
+            seen.append(seen_by(start))
     return np.unique(np.concatenate(seen))
+
+
+def start_of(recipe: Recipe) -> Path | None:
+    """The folder whose weights, or some layers of them, a training starts from, if any."""
+    start = recipe.start
+    if start is None and recipe.taught_by is not None and recipe.taught_by.layers:
+        start = recipe.taught_by.folder
+    return None if start is None else Path(start)
 
 
 def tokenizer_of(recipe: Recipe) -> str:
@@ -78,6 +85,24 @@ def tokenizer_of(recipe: Recipe) -> str:
     if (start / "recipe.toml").is_file():
         return tokenizer_of(read_recipe(start / "recipe.toml"))
     return (start / "tokenizer.json").read_text("utf-8")
+
+
+def left_out_of(recipe: Recipe) -> list[str]:
+    """The tokens that are left out of texts: as the recipe says, or else as its start does."""
+    if recipe.lists.left_out is not None:
+        return recipe.lists.left_out
+    start = start_of(recipe)
+    if start is None:
+        return []
+    if (start / "recipe.toml").is_file():
+        return left_out_of(read_recipe(start / "recipe.toml"))
+    found: list[str] = read_config(start).get("left_out", [])
+    return found
+
+
+def text_tokens(recipe: Recipe, tokenizer: Tokenizer, texts: Sequence[str]) -> Tokens:
+    """Texts as the recipe's network reads them."""
+    return Tokens(tokenizer, texts, recipe.lists.max_text_tokens, left_out_of(recipe))
 
 
 def load_last(recipe: Recipe, folder: Path) -> tuple[Model, float]:

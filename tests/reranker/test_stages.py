@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reranker import PassageReranker, TitleReranker
+from reranker import DualEncoder, PassageReranker, TitleReranker
 from reranker.models.pair import PairEncoder
 from tests.reranker.conftest import SMALL, WORDS, random_encoder, write_model
 
@@ -62,6 +63,33 @@ def test_a_long_passage_is_as_good_as_its_best_window(passages):
     step, room = 22 - 4, 22
     parts = [" ".join(body.split()[start : start + room]) for start in (0, step, 2 * step)]
     assert whole == pytest.approx(passages.score(QUERY, [""] * 3, parts).max(), abs=1e-4)
+
+
+def test_what_a_model_leaves_out_of_texts_it_does_not_read(small_models, tmp_path):
+    for task in ("title", "passage"):
+        shutil.copytree(small_models / task, tmp_path / task)
+        path = tmp_path / task / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"left_out": ["the", "of"]}))
+    query = "the heap of files"
+    with_fillers, without = ["the merge of the lists", "of", "heap"], ["merge lists", "of", "heap"]
+    for folder, same in ((tmp_path, True), (small_models, False)):
+        titles = TitleReranker.load(folder / "title", threads=1)
+        passages = PassageReranker.load(folder / "passage", threads=1)
+        dual = DualEncoder.load(folder / "passage", threads=1)
+        for found, expected in (
+            (titles.score(query, with_fillers), titles.score(query, without)),
+            (
+                passages.score(query, ["the heap"] * 3, with_fillers),
+                passages.score(query, ["heap"] * 3, without),
+            ),
+            (
+                dual.encode_passages(["the heap"] * 3, with_fillers),
+                dual.encode_passages(["heap"] * 3, without),
+            ),
+        ):
+            assert np.allclose(found, expected, atol=1e-4) == same
+        plain = TitleReranker.load(small_models / "title", threads=1)
+        assert titles.score(query, ["heap"])[0] == pytest.approx(plain.score(query, ["heap"])[0])
 
 
 def test_what_no_window_reaches_is_counted(passages):

@@ -74,6 +74,48 @@ def test_a_head_ends_within_a_word(shipped_tokenizer):
         assert found.ids.tolist()[1:-1] == whole.ids.tolist()[1 : 1 + most]
 
 
+FILLERS = ["the", "of", "(", "-"]
+
+
+@pytest.fixture(scope="module")
+def leaving_out(shipped_tokenizer) -> Tokenizer:
+    return Tokenizer(SHIPPED / "passage" / "tokenizer.json", FILLERS)
+
+
+@given(
+    items=st.lists(st.sampled_from([*FILLERS, "merge", "lists", "c++"]), min_size=1, max_size=20),
+    limit=st.integers(3, 12),
+)
+@settings(deadline=None)
+def test_a_text_is_read_as_if_what_is_left_out_were_not_there(
+    shipped_tokenizer, leaving_out, items, limit
+):
+    said = [item for item in items if item not in FILLERS] or items  # or there would be nothing
+    texts, plain = [" ".join(items), "heap"], [" ".join(said), "heap"]
+    for found, expected in zip(
+        leaving_out.encode(texts, limit), shipped_tokenizer.encode(plain, limit), strict=True
+    ):
+        assert found.ids.tolist() == expected.ids.tolist()
+        assert found.truncated == expected.truncated
+    assert leaving_out.count(texts) == shipped_tokenizer.count(plain)
+    (found,) = leaving_out.windows(["heap."], texts[:1], limit + 5, 2, 3)
+    (expected,) = shipped_tokenizer.windows(["heap."], plain[:1], limit + 5, 2, 3)
+    assert [row.tolist() for row in found.windows] == [row.tolist() for row in expected.windows]
+    assert found.truncated == expected.truncated
+
+
+def test_of_a_query_nothing_is_left_out(shipped_tokenizer, leaving_out):
+    asked = ["who is the head of the (former) band?"]
+    (whole,) = shipped_tokenizer.encode(asked, 40)
+    assert leaving_out.encode_queries(asked, 40)[0].ids.tolist() == whole.ids.tolist()
+    assert leaving_out.encode_queries(asked, 5)[0].truncated
+
+
+def test_a_token_to_leave_out_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match='left_out: the tokenizer has no token "The"'):
+        Tokenizer(SHIPPED / "passage" / "tokenizer.json", ["the", "The"])
+
+
 @given(head=words, body=words, limit=st.integers(8, 40), most=st.integers(1, 4))
 @settings(deadline=None)
 def test_windows_cover_the_text_or_say_that_they_do_not(tokenizer, head, body, limit, most):

@@ -73,6 +73,15 @@ def test_texts_of_other_lists_stand_against_a_query_unless_they_are_its_own():
         assert batch.elsewhere[query].tolist() == wanted
 
 
+def test_what_is_left_out_makes_room_for_what_follows():
+    tokenizer = Tokenizer.from_str(small_tokenizer())
+    texts = ["the merge of the sorted lists to read", "the of", "heap", ""]
+    tokens = Tokens(tokenizer, texts, 6, ["the", "of", "to"])
+    plain = Tokens(tokenizer, ["merge sorted lists read", "the of", "heap", ""], 6)
+    for place in range(4):
+        assert tokens[place].tolist() == plain[place].tolist()
+
+
 def test_an_example_is_taken_as_often_as_its_source_weighs():
     items = [example("set", f"query {i}", [0], [1, 2], [2.0, 1.0]) for i in range(2000)]
     assert all(times(item, 1.0) == 1 for item in items)

@@ -13,6 +13,7 @@ import torch
 from reranker import Cascade, Hit, PassageReranker, TitleReranker
 from reranker.evaluation.contamination import fingerprint, trained_on
 from reranker.evaluation.split import side
+from reranker.runtime import read_config
 from reranker.training.adapt import reciprocal_rank as reciprocal_rank_of_arrays
 from reranker.training.config import RECIPES, read_recipe
 from reranker.training.examples import MADE, load, save
@@ -24,8 +25,8 @@ from reranker.training.finish import (
     score_windows,
     without_small,
 )
-from reranker.training.loop import reciprocal_rank, schedule, train
-from reranker.training.start import load_trained, tokenizer_of
+from reranker.training.loop import load_data, reciprocal_rank, schedule, train
+from reranker.training.start import left_out_of, load_trained, tokenizer_of
 from tests.reranker.training.conftest import QUERIES, prepared, recipe_text, records
 
 NAN = float("nan")
@@ -241,6 +242,29 @@ def test_what_is_trained_further_reads_its_start_s_tokens(data, backbone, tmp_pa
         changes = {"start": start and str(tmp_path / start), "backbone": "no/one"}
         used = tokenizer_of(recipe.model_copy(update=changes if start else {}))
         assert json.loads(used)["model"]["vocab"] == vocabulary
+
+
+def test_what_is_left_out_of_texts_is_so_in_training_export_and_further_training(
+    data, backbone, tmp_path
+):
+    text = recipe_text("title", backbone)
+    recipe = prepared(tmp_path / "run", data, text + 'left_out = ["the", "of"]\n')
+    train(recipe, tmp_path / "run", stop_at=4)
+    export_trained(tmp_path / "run", tmp_path / "title", "small", "fp32")
+    assert read_config(tmp_path / "title")["left_out"] == ["the", "of"]
+    further = prepared(tmp_path / "more", data, text)
+    for start in (tmp_path / "run", tmp_path / "title"):
+        changes = {"start": str(start)}
+        assert left_out_of(further.model_copy(update=changes)) == ["the", "of"]
+        taught = recipe_text("title", backbone) + f'[taught_by]\nfolder = "{start}"\nlayers = [0]\n'
+        assert left_out_of(prepared(tmp_path / start.name / "t", data, taught)) == ["the", "of"]
+    assert left_out_of(further) == []
+    read = load_data(recipe, tmp_path / "run")
+    served = TitleReranker.load(tmp_path / "title", threads=1).tokenizer
+    for place in range(0, len(read.pool), 7):
+        (expected,) = served.encode([read.pool[place]], recipe.lists.max_text_tokens)
+        assert read.texts[place].tolist() == expected.ids.tolist()
+    assert any("the " in title for title in read.pool)
 
 
 def test_a_fusion_finds_the_feature_that_tells(data):
