@@ -112,7 +112,7 @@ def demo(
     sample: Annotated[
         int | None, typer.Option(min=1, help="So many queries of each set, drawn at random.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sample.")] = 0,
     engine: Annotated[
         EngineKind,
         typer.Option(
