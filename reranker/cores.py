@@ -40,11 +40,11 @@ def cpu_limit(
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if number == "0" and not controllers:
-            found += [_ratio(folder / "cpu.max") for folder in _around(mounted, path)]
+            found += [_limit(_words(folder / "cpu.max")) for folder in _around(mounted, path)]
         elif "cpu" in controllers.split(","):
             for folder in _around(mounted / controllers, path):
-                period = _word(folder / "cpu.cfs_period_us", 0)
-                found.append(_limit(_word(folder / "cpu.cfs_quota_us", 0), period))
+                period = _words(folder / "cpu.cfs_period_us")
+                found.append(_limit(_words(folder / "cpu.cfs_quota_us") + period))
     return min(found)
 
 
@@ -59,21 +59,18 @@ def _around(mounted: Path, path: str) -> Iterator[Path]:
         yield mounted.joinpath(*names[:depth])
 
 
-def _ratio(file: Path) -> float:
-    return _limit(_word(file, 0), _word(file, 1))
-
-
-def _limit(quota: str, period: str) -> float:
+def _limit(words: list[str]) -> float:
+    """Quota and period, in microseconds -> cores."""
     try:
-        limit = int(quota) / int(period)
+        quota, period = map(int, words)
+        limit = quota / period
     except (ValueError, ZeroDivisionError):  # "max", and files that are not there
         return math.inf
     return limit if limit > 0 else math.inf  # -1: none
 
 
-def _word(file: Path, place: int) -> str:
+def _words(file: Path) -> list[str]:
     try:
-        words = file.read_text("utf-8").split()
+        return file.read_text("utf-8").split()
     except (OSError, ValueError):
-        return ""
-    return words[place] if place < len(words) else ""
+        return []

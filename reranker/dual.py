@@ -43,7 +43,7 @@ class DualEncoder:
         self._places = self._lower.facts["places"]
         self._dual = Graph(folder / "dual.onnx")
         self._crew = Crew(threads)
-        self._tokenizer = Tokenizer(folder / "tokenizer.json", self.config.get("left_out", []))
+        self._tokenizer = Tokenizer.of(folder, self.config)
         self.dimensions = len(self._pooled(self._tokenizer.encode(["a"], 3)[0].ids))
 
     @classmethod

@@ -64,7 +64,7 @@ class _Reranker:
                 f"{folder / 'config.json'} lacks {', '.join(sorted(missing))}; export the "
                 "model again"
             )
-        self._tokenizer = Tokenizer(folder / "tokenizer.json", self.config.get("left_out", []))
+        self._tokenizer = Tokenizer.of(folder, self.config)
         self.name = str(self.config["name"])
 
     @classmethod

@@ -59,7 +59,12 @@ class Tokenizer:
         if len(empty) != 2:
             raise ValueError(f"{path} does not put texts between two special tokens, as BERT's do")
         self._open, self._close = empty
-        self._kept = kept_tokens(self.vocabulary, left_out)
+        self._kept = kept_tokens(self._tokenizer, left_out)
+
+    @classmethod
+    def of(cls, folder: Path, config: Mapping[str, Any]) -> Tokenizer:
+        """The tokenizer of a model folder, whose `config.json` holds `config`."""
+        return cls(folder / "tokenizer.json", config.get("left_out", []))
 
     @property
     def vocabulary(self) -> dict[str, int]:
@@ -111,6 +116,8 @@ class Tokenizer:
         encodings = self._tokenizer.encode_batch_fast(
             [_speakable(text) for text in texts], add_special_tokens=False
         )
+        if self._kept is None:
+            return [len(encoding.ids) for encoding in encodings]
         rows = (np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings)
         return [len(without(ids, self._kept)) for ids in rows]
 
@@ -133,7 +140,7 @@ class Tokenizer:
     def _inner(self, texts: Sequence[str], limit: int) -> list[tuple[NDArray[np.int64], bool]]:
         """What `_whole` gives, without the tokens that are left out."""
         found = self._whole(texts, limit)
-        if self._kept.all():
+        if self._kept is None:
             return found
         return [(without(ids, self._kept), cut) for ids, cut in found]
 
@@ -160,11 +167,14 @@ class Tokenizer:
         return out
 
 
-def kept_tokens(vocabulary: Mapping[str, int], left_out: Sequence[str]) -> NDArray[np.bool_]:
-    """Which ids (vocabulary,) are none of `left_out`'s.
+def kept_tokens(tokenizer: _Tokenizer, left_out: Sequence[str]) -> NDArray[np.bool_] | None:
+    """Which ids (vocabulary,) are none of `left_out`'s; None where nothing is left out.
 
     Raises ValueError for one that the vocabulary lacks.
     """
+    if not left_out:
+        return None
+    vocabulary = tokenizer.get_vocab()
     kept = np.ones(max(vocabulary.values()) + 1, dtype=bool)
     for token in left_out:
         if token not in vocabulary:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import typer
 from opensearchpy import OpenSearch
@@ -20,6 +20,7 @@ from indexing.passages import DEFAULT_OVERLAP, Splitter
 from indexing.sources import FORMATS, PAGES, Source, open_source
 from indexing.sources.fields import FieldMap
 from plugin.clusters import ClusterError, connect
+from reranker.runtime import read_config
 from reranker.stages import SHIPPED
 from reranker.tokens import Tokenizer
 
@@ -181,7 +182,7 @@ def read(
         source = source._replace(records=giver.records(source.records))  # which counts them
     else:
         source = source.through(giver.records, title_from=rule)
-    window = int(_config("passage")["max_passage_tokens"])
+    window = int(read_config(SHIPPED / "passage")["max_passage_tokens"])
     tokens = (window if source.format in PAGES else 0) if split_tokens is None else split_tokens
     if not tokens:
         return Reading(source, giver, None)
@@ -201,8 +202,8 @@ def require_knn(client: OpenSearch) -> None:
 
 def report(console: Console, reading: Reading, limit: int | None, *, json_: bool) -> None:
     """Read a source to its end and print what its titles are like."""
-    config = _config("title")
-    tokenizer = Tokenizer(SHIPPED / "title" / "tokenizer.json", config.get("left_out", []))
+    config = read_config(SHIPPED / "title")
+    tokenizer = Tokenizer.of(SHIPPED / "title", config)
     reporter = titles.Reporter(tokenizer, int(config["max_text_tokens"]))
     for record in itertools.islice(reading.source.records, limit):
         reporter.add(record)
@@ -245,8 +246,3 @@ def _table(name: str, made: titles.Report) -> Table:
         f"{about}{made.near_titles:,} in {made.near_groups:,} groups",
     )
     return table
-
-
-def _config(stage: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((SHIPPED / stage / "config.json").read_text("utf-8"))
-    return config

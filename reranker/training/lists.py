@@ -74,13 +74,15 @@ class Tokens:
         tokenizer.no_padding()
         # What is left out makes room for what comes behind it.
         tokenizer.enable_truncation(2 * limit if left_out else limit)
-        kept = kept_tokens(tokenizer.get_vocab(), left_out)
+        kept = kept_tokens(tokenizer, left_out)
         self._ids: list[np.ndarray] = []
         for start in range(0, len(texts), 4096):
             for encoding in tokenizer.encode_batch(list(texts[start : start + 4096])):
                 ids = np.asarray(encoding.ids, dtype=np.int32)
-                inner = without(ids[1:-1], kept)[: limit - 2]
-                self._ids.append(np.concatenate([ids[:1], inner, ids[-1:]]))
+                if kept is not None:
+                    inner = without(ids[1:-1], kept)[: limit - 2]
+                    ids = np.concatenate([ids[:1], inner, ids[-1:]])
+                self._ids.append(ids)
 
     def __getitem__(self, place: int) -> np.ndarray:
         return self._ids[place]
