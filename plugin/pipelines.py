@@ -169,11 +169,12 @@ def _differences(body: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def remove(client: OpenSearch, name: str) -> tuple[str, ...]:
+def remove(client: OpenSearch, name: str, *, force: bool = False) -> tuple[str, ...]:
     """Delete a Titlecast pipeline; give the indices whose default it was.
 
     They are released first: searches of an index whose default is missing fail. Raises
-    `PipelineError` if there is no such pipeline, or if it is not Titlecast's.
+    `PipelineError` if there is no such pipeline, if it is not Titlecast's, or if it holds
+    others' processors, too (`force` deletes these with it).
     """
     body = _bodies(client).get(name)
     if body is None:
@@ -181,11 +182,23 @@ def remove(client: OpenSearch, name: str) -> tuple[str, ...]:
         raise PipelineError(f"there is no pipeline {name}: Titlecast's are {names}")
     if _parse(body) is None:
         raise PipelineError(f"the pipeline {name} is not Titlecast's: it is left alone")
+    if (others := _other_processors(body)) and not force:
+        raise PipelineError(
+            f"the pipeline {name} has other processors, too ({', '.join(others)}): take"
+            f" {REQUEST_PROCESSOR} and {RESPONSE_PROCESSOR} out of it by the search pipeline API,"
+            " or give --force to delete all of it"
+        )
     users = _users(client, name)
     for index in users:
         client.indices.put_settings(index=index, body={DEFAULT_SETTING: None})
     client.search_pipeline.delete(id=name)
     return users
+
+
+def _other_processors(body: Mapping[str, Any]) -> list[str]:
+    parts = (part for part in body.values() if isinstance(part, list))
+    names = (name for part in parts for entry in part for name in entry)
+    return [name for name in names if name not in (REQUEST_PROCESSOR, RESPONSE_PROCESSOR)]
 
 
 def installed(client: OpenSearch, index: str | None = None) -> list[Installed]:

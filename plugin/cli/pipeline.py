@@ -109,6 +109,9 @@ def remove(
         str | None, typer.Option(help="Remove the pipeline that is this index's default.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Remove the pipeline of this name.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also with what others have put into it.")
+    ] = False,
     *,
     url: Url,
 ) -> None:
@@ -125,6 +128,6 @@ def remove(
                     f"which pipeline is not clear (there: {names}): give --name or --index"
                 )
             name = found[0].name
-        users = pipelines.remove(client, name)
+        users = pipelines.remove(client, name, force=force)
     released = f"; the engine's own order holds again in {', '.join(users)}" if users else ""
     console.print(f"Removed pipeline [bold]{escape(name)}[/bold]{escape(released)}.")

@@ -427,3 +427,28 @@ def test_remove_leaves_other_defaults_and_foreign_pipelines(
     with pytest.raises(PipelineError, match="there is no pipeline ours: Titlecast's are none"):
         pipelines.remove(client, "ours")
     assert list(state["pipelines"]) == ["theirs"]
+
+
+@pytest.mark.parametrize("part", ["filter_query", "truncate_hits", "normalization-processor"])
+def test_a_pipeline_with_others_processors_is_removed_by_force_only(
+    client: OpenSearch, state: dict[str, Any], part: str
+) -> None:
+    pipelines.install(client, "docs", Pipeline())
+    state["pipelines"]["titlecast-docs"] = with_parts(part)
+    before = unchanged(state)
+    with pytest.raises(
+        PipelineError, match=rf"other processors, too \({part}\): take title_rerank"
+    ):
+        pipelines.remove(client, "titlecast-docs")
+    assert state == before
+    assert pipelines.remove(client, "titlecast-docs", force=True) == ("docs",)
+    assert state["pipelines"] == {}
+
+
+@pytest.mark.parametrize("part", ["version", "description", "title_rerank.on_failure"])
+def test_a_pipeline_of_other_options_is_removed_as_any(
+    client: OpenSearch, state: dict[str, Any], part: str
+) -> None:
+    pipelines.install(client, "docs", Pipeline())
+    state["pipelines"]["titlecast-docs"] = with_parts(part)
+    assert pipelines.remove(client, "titlecast-docs") == ("docs",)
