@@ -170,10 +170,13 @@ class Tokenizer:
 def kept_tokens(tokenizer: _Tokenizer, left_out: Sequence[str]) -> NDArray[np.bool_] | None:
     """Which ids (vocabulary,) are none of `left_out`'s; None where nothing is left out.
 
-    Raises ValueError for one that the vocabulary lacks.
+    Raises ValueError for one that the vocabulary lacks, or where it is no list.
     """
     if not left_out:
         return None
+    listed = isinstance(left_out, (list, tuple))
+    if not listed or not all(isinstance(token, str) for token in left_out):
+        raise ValueError(f"left_out: {left_out!r} is no list of tokens; give one")
     vocabulary = tokenizer.get_vocab()
     kept = np.ones(max(vocabulary.values()) + 1, dtype=bool)
     for token in left_out:

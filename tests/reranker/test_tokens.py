@@ -116,6 +116,12 @@ def test_a_token_to_leave_out_that_there_is_not_is_named():
         Tokenizer(SHIPPED / "passage" / "tokenizer.json", ["the", "The"])
 
 
+@pytest.mark.parametrize("given_", ["()", 5, [1], ["(", None]])
+def test_what_is_left_out_has_to_be_a_list_of_tokens(given_):
+    with pytest.raises(ValueError, match=r"left_out: .* is no list of tokens"):
+        Tokenizer.of(SHIPPED / "passage", {"left_out": given_})
+
+
 @given(head=words, body=words, limit=st.integers(8, 40), most=st.integers(1, 4))
 @settings(deadline=None)
 def test_windows_cover_the_text_or_say_that_they_do_not(tokenizer, head, body, limit, most):
