@@ -51,7 +51,7 @@ def find_teacher(
         return EncoderTeacher(config, encode, pool, items, at_once)
     if config is not None and config.folder is not None:
         model = load_any(Path(config.folder), config.blend)
-        return NetworkTeacher(model.to(device).requires_grad_(False))
+        return NetworkTeacher(model.to(device).requires_grad_(False), recipe.precision)
     return StoredScores(items)
 
 
@@ -67,13 +67,16 @@ def with_prompts(config: TeacherConfig, batch_size: int = 64) -> BiEncoder:
 class NetworkTeacher:
     """A trained network, frozen; it reads the same tokens as the student."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, precision: str = "fp32") -> None:
+        self._model, self._precision = model, precision
 
     @torch.no_grad()
     def scores(self, batch: Batch, chosen: Sequence[int], lists: Lists) -> Tensor | None:
         """See `Teacher`."""
-        return list_logits(self._model, batch).masked_fill(~batch.valid, float("nan"))
+        device, low = batch.valid.device.type, self._precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=low):
+            scores = list_logits(self._model, batch).float()  # of bf16 products they are bf16
+        return scores.masked_fill(~batch.valid, float("nan"))
 
 
 class EncoderTeacher:

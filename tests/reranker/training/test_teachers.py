@@ -20,7 +20,7 @@ from reranker.training.loop import batch_loss, load_data, train
 from reranker.training.prepare import prepare_once
 from reranker.training.scoring import dual_logits, list_logits
 from reranker.training.start import load_trained
-from reranker.training.teachers import EncoderTeacher, StoredScores, find_teacher
+from reranker.training.teachers import EncoderTeacher, NetworkTeacher, StoredScores, find_teacher
 from tests.reranker.training.conftest import prepared, recipe_text
 
 
@@ -156,6 +156,23 @@ def test_an_exported_model_teaches_as_the_network_it_was_made_of(data, backbone,
     nowhere = recipe.model_copy(update={"taught_by": TeacherConfig(folder=str(tmp_path))})
     with pytest.raises(FileNotFoundError, match="neither a training's folder nor a model folder"):
         find_teacher(nowhere, loaded.pool, loaded.items, torch.device("cpu"))
+
+
+def test_a_network_teaches_in_the_precision_of_the_training(data, backbone, tmp_path):
+    recipe = prepared(tmp_path, data, recipe_text("title", backbone))
+    train(recipe, tmp_path)
+    model = load_trained(tmp_path)[1]
+    _, items, texts, queries, *_ = load_data(recipe, tmp_path)
+    rows = lists_of(*(items[i].texts[:5] for i in range(3)))
+    golds = [set(items[i].golds) for i in range(3)]
+    batch = make_batch([queries[i] for i in range(3)], rows, golds, texts, chunks=2)
+    exact = NetworkTeacher(model).scores(batch, [0, 1, 2], rows)
+    rounded = NetworkTeacher(model, "bf16").scores(batch, [0, 1, 2], rows)
+    assert exact is not None
+    assert rounded is not None
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, atol=0.3, equal_nan=True)
 
 
 @pytest.mark.parametrize("task", ["title", "passage"])
