@@ -146,17 +146,27 @@ class TeacherConfig(_Strict):
 
 
 class KeepConfig(_Strict):
-    """Unlabelled lists on which the network is held to the bi-encoder it started as.
+    """Unlabelled lists on which the network is held to what was known before.
 
-    So that training in some domains does not forget others: sentences of the corpora's documents
-    are queries, against their own title and others.
+    To the scores of the network that `taught_by` names, or else to those of the bi-encoder that
+    the training started as, so that training in some domains does not forget others.
     """
 
-    corpora: list[str] = Field(min_length=1)  # below the data folder
-    weight: float = Field(default=1.0, gt=0)  # of KL(softmax(bi-encoder) || softmax(network))
-    queries: int = Field(default=1000, ge=1)  # made of every corpus
+    corpora: list[str] = []  # below the data folder
+    weight: float = Field(default=1.0, gt=0)  # of KL(softmax(known before) || softmax(network))
+    # Of every corpus: so many sentences of its documents, against their own title and others; and
+    # so many pieces of sentences, against other pieces.
+    queries: int = Field(default=1000, ge=0)
+    phrases: int = Field(default=0, ge=0)
+    words: int = Field(default=0, ge=0)  # and lists of words drawn at random from the vocabulary
     queries_per_step: int = Field(default=2, ge=1)
     size: int = Field(default=16, ge=2)  # texts per list
+
+    @model_validator(mode="after")
+    def _makes_lists(self) -> KeepConfig:
+        if not (self.words or (self.corpora and (self.queries or self.phrases))):
+            raise ValueError("there is nothing to make lists of: give corpora, or words = 1000")
+        return self
 
 
 class Recipe(_Strict):

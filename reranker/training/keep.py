@@ -1,27 +1,32 @@
-"""Holding a network to the bi-encoder it started as, on text that nobody judged.
+"""Holding a network to what was known before, on text that nobody judged.
 
-Training on one domain's titles destroys what the backbone knew about others. On lists made of
-unlabelled documents, the start's own scores (cosines, as a bi-encoder gives them) are the target.
+Training on one domain's titles destroys what the backbone knew about others. On unlabelled lists,
+of documents or of words drawn at random, the scores of the network that teaches are the target,
+or else the start's own (cosines, as a bi-encoder gives them).
 """
 
 from __future__ import annotations
 
 import logging
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import Document, read_corpus
 from reranker.models.broadcast import BroadcastEncoder
 from reranker.training import examples
 from reranker.training.lists import Batch, Tokens, draw_examples, draw_list, make_batch
-from reranker.training.pairs import against_titles, make_queries
-from reranker.training.start import new_model, text_tokens, tokenizer_of
+from reranker.training.pairs import against_titles, make_queries, phrase, sentences_of
+from reranker.training.scoring import dual_logits, list_logits
+from reranker.training.start import load_any, new_model, text_tokens, tokenizer_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from accelerate import PartialState
     from torch import Tensor
@@ -32,36 +37,126 @@ log = logging.getLogger(__name__)
 
 FOLDER = "keep"
 
+_QUERY_WORDS, _TEXT_WORDS = 10, 8  # at most so many in lists of phrases and of words
+_SHARES = (0.0, 0.0, 0.25, 0.5)  # of a text's words that are the query's
+_JOINTS = (*[" "] * 16, "-", ".", "_", ": ")  # of words: now and then as software is named
 
-def prepare_keep(config: KeepConfig, seed: int, data: Path, out: Path) -> None:
-    """Write unlabelled examples of the corpora below `data` into `out`."""
+
+def prepare_keep(recipe: Recipe, data: Path, out: Path) -> None:
+    """Write the unlabelled examples that the recipe asks for into `out`.
+
+    Raises ValueError where it asks for none.
+    """
+    config = _config(recipe)
     pool: list[str] = []
     items: list[examples.Example] = []
+
+    def add(texts: Sequence[str], found: Sequence[examples.Example]) -> None:
+        for item in found:
+            for places in (item.golds, item.candidates, item.others):
+                places[:] = [place + len(pool) for place in places]
+        pool.extend(texts)
+        items.extend(found)
+
     for number, path in enumerate(config.corpora):
         corpus: dict[str, Document] = {}
         for document in read_corpus(data / path):
             corpus.setdefault(document.id, document)
-        rng = np.random.default_rng([seed, 4, number])
+        rng = np.random.default_rng([recipe.seed, 4, number])
         ids = list(corpus)
         chosen = [corpus[ids[i]] for i in rng.permutation(len(ids))[: 2 * config.queries].tolist()]
         made = make_queries(chosen, rng, most=1)[: config.queries]
-        titles, found = against_titles(path, made, corpus, rng)
-        for item in found:
-            for places in (item.golds, item.candidates, item.others):
-                places[:] = [place + len(pool) for place in places]
-        pool += titles
-        items += found
-        log.info("%s: %d queries to keep", path, len(found))
+        add(*against_titles(path, made, corpus, rng))
+        add(*phrase_lists(path, list(corpus.values()), config.phrases, config.size, rng))
+        log.info("%s: %d lists to keep", path, len(items))
+    if config.words:
+        words = whole_words(Tokenizer.from_str(tokenizer_of(recipe)))
+        rng = np.random.default_rng([recipe.seed, 6])
+        add(*word_lists(words, config.words, config.size, rng))
     examples.save(out / FOLDER, pool, items)
 
 
+def phrase_lists(
+    name: str, documents: Sequence[Document], number: int, size: int, rng: np.random.Generator
+) -> tuple[list[str], list[examples.Example]]:
+    """Pieces of sentences as queries against other pieces: texts that are no names of pages.
+
+    A quarter of a list's `size` texts is of the query's own document, a half of documents that
+    share words with it, the rest of any. The examples have no gold texts.
+    """
+    sentences = [cut for one in documents if len(cut := sentences_of(one.text)) > 1]
+    if not number or not sentences:
+        return [], []
+    engine = BM25([str(place) for place in range(len(sentences))], map(" ".join, sentences))
+
+    def piece(place: int, most: int) -> str:
+        return phrase(sentences[place][rng.integers(len(sentences[place]))], rng, most)
+
+    lists = []
+    for own in rng.integers(len(sentences), size=number).tolist():
+        query = piece(own, _QUERY_WORDS)
+        near = [int(place) for place, _ in engine.search(query, size)]
+        anywhere = rng.integers(len(sentences), size=size).tolist()
+        places = [own] * (size // 4) + near[: size // 2] + anywhere
+        lists.append((query, [piece(place, _TEXT_WORDS) for place in places[:size]]))
+    return unlabelled(name, lists)
+
+
+def word_lists(
+    words: Sequence[str], number: int, size: int, rng: np.random.Generator
+) -> tuple[list[str], list[examples.Example]]:
+    """Words drawn at random as queries and texts, of which some share words with the query.
+
+    No domain is like them, so that none is left to itself: what a network makes of words, and of
+    words that return, is what it has to keep for all. The examples have no gold texts.
+    """
+
+    def some(most: int) -> list[str]:
+        return [words[i] for i in rng.integers(len(words), size=rng.integers(1, most + 1)).tolist()]
+
+    def text(query: Sequence[str]) -> str:
+        share = rng.choice(_SHARES)
+        drawn = [rng.choice(query) if rng.random() < share else word for word in some(_TEXT_WORDS)]
+        joints = rng.choice(_JOINTS, size=len(drawn) - 1).tolist()
+        return "".join(chain.from_iterable(zip(drawn, [*joints, ""], strict=True)))
+
+    lists = []
+    for _ in range(number):
+        query = some(_QUERY_WORDS)
+        lists.append((" ".join(query), [text(query) for _ in range(size)]))
+    return unlabelled("words", lists)
+
+
+def unlabelled(
+    name: str, lists: Sequence[tuple[str, Sequence[str]]]
+) -> tuple[list[str], list[examples.Example]]:
+    """Queries, each with its texts -> all distinct texts, and examples without gold texts."""
+    pool = list(dict.fromkeys(text for _, texts in lists for text in texts))
+    at = {text: place for place, text in enumerate(pool)}
+    items = []
+    for query, texts in lists:
+        places = [at[text] for text in dict.fromkeys(texts)]
+        items.append(examples.example(name, query, [], places, [0.0] * len(places)))
+    return pool, items
+
+
+def whole_words(tokenizer: Tokenizer) -> list[str]:
+    """The vocabulary's tokens that are words of two letters or more, in the vocabulary's order."""
+    vocabulary = tokenizer.get_vocab()
+    return sorted((w for w in vocabulary if w.isalpha() and len(w) > 1), key=vocabulary.__getitem__)
+
+
+def _config(recipe: Recipe) -> KeepConfig:
+    if recipe.keep is None:
+        raise ValueError("the recipe has no [keep]")
+    return recipe.keep
+
+
 class Keeper:
-    """Draws unlabelled lists, and scores them as the bi-encoder does that the training began as."""
+    """Draws unlabelled lists, and scores them as what was known before the training does."""
 
     def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
-        if recipe.keep is None:
-            raise ValueError("the recipe has no [keep]")
-        self._config, self._recipe, self._device = recipe.keep, recipe, device
+        self._config, self._recipe, self._device = _config(recipe), recipe, device
         pool, self._items = examples.load(folder / FOLDER)
         if not self._items:
             raise ValueError(f"{folder / FOLDER} holds no examples: [keep] corpora need texts")
@@ -70,15 +165,12 @@ class Keeper:
         self._texts = text_tokens(recipe, tokenizer, pool)
         queries = [item.query for item in self._items]
         self._queries = Tokens(tokenizer, queries, recipe.lists.max_query_tokens)
-        start = new_model(recipe)
-        if not isinstance(start, BroadcastEncoder) or start.config.start != "bi-encoder":
-            raise ValueError("[keep] needs a network that starts as a bi-encoder")
-        self._start = start.to(device).requires_grad_(False).eval()
+        self._known = known_before(recipe, device)
         self._lists = recipe.lists.model_copy(update={"size": self._config.size, "golds": 1})
 
     @torch.no_grad()
     def draw(self, draw: int, processes: PartialState) -> tuple[Batch, Tensor]:
-        """This process's lists of a draw, and the bi-encoder's scores of them, (B, N)."""
+        """This process's lists of a draw, and the scores known before of them, (B, N)."""
         number = self._config.queries_per_step
         chosen = draw_examples(len(self._items), number, draw, self._recipe.seed)
         rng = np.random.default_rng([self._recipe.seed, 3, draw])
@@ -91,9 +183,20 @@ class Keeper:
             self._texts,
             chunks=2,
         ).to(self._device)
-        read = self._start.encode_query(batch.query_ids, batch.query_mask)
-        scores = torch.zeros(batch.valid.numel(), device=self._device)
-        for chunk in batch.chunks:
-            found = self._start.dual_score(read, chunk.ids, chunk.mask, chunk.owner)
-            scores[chunk.place] = found.float()  # of bf16 products they are bf16
-        return batch, scores.view(batch.valid.shape)
+        return batch, self._known(batch).float()  # of bf16 products they are bf16
+
+
+def known_before(recipe: Recipe, device: torch.device) -> Callable[[Batch], Tensor]:
+    """What scores lists, (B, N), as they were scored before: the teacher, or else the start."""
+    teacher = recipe.taught_by
+    if teacher is not None and teacher.folder is not None:
+        network = load_any(Path(teacher.folder), teacher.blend).to(device).requires_grad_(False)
+        return lambda batch: list_logits(network, batch)
+    start = new_model(recipe)
+    if not isinstance(start, BroadcastEncoder) or start.config.start != "bi-encoder":
+        raise ValueError(
+            "[keep] needs a network that starts as a bi-encoder, or one that teaches: give "
+            "taught_by a folder"
+        )
+    bi_encoder = start.to(device).requires_grad_(False).eval()
+    return lambda batch: dual_logits(bi_encoder, batch)

@@ -51,8 +51,7 @@ def make_queries(
         text = document.text[:_MOST_CHARACTERS]
         headings = [(m["marked"] or m["ruled"]).strip() for m in _HEADING.finditer(text)]
         headings = [h for h in headings if len(h.split()) <= _MOST_HEADING_WORDS]
-        body = _HEADING.sub("\n", text)
-        sentences = [" ".join(part.split()) for part in _SENTENCE.split(body)]
+        sentences = sentences_of(_HEADING.sub("\n", text))
         if cut:
             sentences = [" ".join(s.split()[:_MOST_WORDS]) for s in sentences]
         sentences = [s for s in sentences if _LEAST_WORDS <= len(s.split()) <= _MOST_WORDS]
@@ -63,6 +62,20 @@ def make_queries(
             rest = " ".join(whole.replace(spans[place], " ").split())
             found.append(Made(spans[place], document.id, rest))
     return found
+
+
+def sentences_of(text: str) -> list[str]:
+    """A text's sentences, without line breaks."""
+    cut = (" ".join(part.split()) for part in _SENTENCE.split(text[:_MOST_CHARACTERS]))
+    return [sentence for sentence in cut if sentence]
+
+
+def phrase(sentence: str, rng: np.random.Generator, most: int) -> str:
+    """One to `most` neighbouring words of a sentence that has one."""
+    words = sentence.split()
+    number = int(rng.integers(1, min(most, len(words)) + 1))
+    first = int(rng.integers(len(words) - number + 1))
+    return " ".join(words[first : first + number])
 
 
 def without_title(query: str, title: str) -> str:

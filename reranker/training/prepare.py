@@ -129,7 +129,7 @@ def prepare(
         examples.save(out / name, pool, chosen)
         log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
     if recipe.keep:
-        prepare_keep(recipe.keep, recipe.seed, data, out)
+        prepare_keep(recipe, data, out)
     trained_on = [item.query for item in kept["train"] if item.source != examples.MADE]
     if recipe.augment and recipe.augment.queries:
         paths = [data / path for path in recipe.augment.queries]

@@ -16,8 +16,7 @@ import torch
 from plugin.ports import free_port
 from reranker.training import losses
 from reranker.training.config import Recipe
-from reranker.training.examples import Example, load
-from reranker.training.keep import Keeper
+from reranker.training.examples import Example
 from reranker.training.lists import draw_list, make_batch
 from reranker.training.loop import (
     dev_sample,
@@ -180,50 +179,6 @@ def refuse(storage: object, location: str) -> None:
         raise RuntimeError("no such device")
 
 
-def test_what_is_kept_are_the_bi_encoder_s_scores(data, backbone, tmp_path):
-    text = recipe_text("title", backbone) + '[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\n'
-    recipe = prepared(tmp_path, data, text)
-    _, items = load(tmp_path / "keep")
-    assert items
-    keeper = Keeper(recipe, tmp_path, torch.device("cpu"))
-    batch, scores = keeper.draw(3, find_processes())
-    model = new_model(recipe).eval()
-    with torch.no_grad():
-        model.query_bias.fill_(-1e4)  # texts that do not see the query: a bi-encoder
-        read = model.encode_query(batch.query_ids, batch.query_mask)
-        for chunk in batch.chunks:
-            wanted = model.score(read, chunk.ids, chunk.mask, chunk.owner)
-            got = scores.flatten()[chunk.place]
-            assert torch.allclose(wanted, got, atol=1e-4)
-    again, _ = keeper.draw(3, find_processes())
-    assert torch.equal(batch.query_ids, again.query_ids)
-
-
-def test_keeping_pulls_towards_the_start(data, backbone, tmp_path):
-    moved = {}
-    for weight in (0.1, 50.0):
-        text = recipe_text("title", backbone, learning_rate="1e-3")
-        text += f'[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\nweight = {weight}\n'
-        folder = tmp_path / str(weight)
-        recipe = prepared(folder, data, text)
-        train(recipe, folder)
-        keeper = Keeper(recipe, folder, torch.device("cpu"))
-        model = new_model(recipe).eval()
-        model.load_state_dict(weights(folder))
-        total = 0.0
-        with torch.no_grad():
-            for draw in range(6):
-                batch, before = keeper.draw(draw, find_processes())
-                read = model.encode_query(batch.query_ids, batch.query_mask)
-                now = torch.zeros_like(before).flatten()
-                for chunk in batch.chunks:
-                    now[chunk.place] = model.score(read, chunk.ids, chunk.mask, chunk.owner)
-                now = now.view(before.shape)
-                total += float(losses.dynamic_distillation(before, now, batch.valid))
-        moved[weight] = total
-    assert moved[50.0] < moved[0.1]
-
-
 @pytest.fixture(scope="module")
 def teacher(data, backbone, tmp_path_factory) -> Path:
     folder: Path = tmp_path_factory.mktemp("teacher")
@@ -364,9 +319,6 @@ def test_settings_that_exclude_each_other_are_refused():
     sources = {"sources": [{"path": "x"}]}
     with pytest.raises(ValueError, match="only a network scores"):
         Recipe.model_validate({"task": "title", "data": sources, "augment": {}, "taught_by": {}})
-    keep = {"corpora": ["x"]}
-    with pytest.raises(ValueError, match="keep needs a title model"):
-        Recipe.model_validate({"task": "passage", "data": sources, "keep": keep})
     with pytest.raises(ValueError, match=r"made is for titles; passages have augment\.made"):
         Recipe.model_validate({"task": "passage", "data": sources | {"made": 1}})
     assert json.loads(Recipe.model_validate({"task": "title", "data": sources}).model_dump_json())
