@@ -46,14 +46,29 @@ _QUERY_KEYS = ("text", "input", "claim", "question", "query")
 def prepare_once(recipe: Recipe, data: Path, out: Path, exclude: Iterable[str] = ()) -> bool:
     """`prepare`, with the recipe's bi-encoder, unless it was done; whether it ran.
 
-    Raises ValueError where it was done with other data, or without the same queries.
+    Raises ValueError where it was done with other data, or without the same queries, and
+    FileNotFoundError, before anything is read, for what the recipe names and `data` lacks.
     """
     exclude = sorted(set(exclude))
     if (out / FILE).exists():
         check_inputs(out, _inputs(data, exclude))
         return False
+    for path in _named(recipe):
+        if not (data / path).exists():
+            raise FileNotFoundError(
+                f"There is no {data / path}, which the recipe names; give another --data, or "
+                "take it out"
+            )
     prepare(recipe, data, out, exclude, find_encoder(recipe) if recipe.data.dense else None)
     return True
+
+
+def _named(recipe: Recipe) -> list[str]:
+    """All paths below the data folder that a recipe names."""
+    paths = [source.path for source in recipe.data.sources]
+    paths += [*recipe.data.corpora, *recipe.data.unlabelled]
+    paths += recipe.keep.corpora if recipe.keep else []
+    return paths + (recipe.augment.queries if recipe.augment else [])
 
 
 def _inputs(data: Path, exclude: Iterable[str]) -> dict[str, Any]:

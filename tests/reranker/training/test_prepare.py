@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,6 +163,26 @@ def test_a_prepared_folder_keeps_what_it_was_made_of(tmp_path):
         prepare_once(recipe, tmp_path / "data", tmp_path / "out")
     with pytest.raises(ValueError, match="another --data"):
         prepare_once(recipe, tmp_path / "other", tmp_path / "out", ["3", "4"])
+
+
+@pytest.mark.parametrize("part", ["corpora", "unlabelled", "keep", "queries", "sources"])
+def test_what_the_data_lack_is_named_before_anything_is_read(tmp_path, monkeypatch, part):
+    monkeypatch.setattr("reranker.training.prepare.prepare", None)  # nor is a hub asked
+    monkeypatch.setattr("reranker.training.prepare.find_encoder", None)
+    (tmp_path / "one").mkdir()
+    data: dict[str, Any] = {"sources": [{"path": "one"}], "dense": 5}
+    recipe: dict[str, Any] = {"task": "title", "data": data}
+    if part == "keep":
+        recipe["keep"] = {"corpora": ["gone"]}
+    elif part == "queries":
+        recipe |= {"task": "passage", "augment": {"queries": ["gone"]}}
+    elif part == "unlabelled":
+        recipe |= {"task": "passage", "taught_by": {}}
+        data["unlabelled"] = ["gone"]
+    else:
+        data[part] = ["gone"] if part == "corpora" else [{"path": "gone"}]
+    with pytest.raises(FileNotFoundError, match=r"There is no .*gone, which the recipe names"):
+        prepare_once(Recipe.model_validate(recipe), tmp_path, tmp_path / "out")
 
 
 class Asked:
