@@ -31,6 +31,7 @@ MAX_ID_BYTES = 512
 KEY_BYTES = 8
 NO_KEY = bytes(KEY_BYTES)
 
+_SHOWN = 500  # characters of what the cluster says
 _KIB, _MIB = 1024, 1024 * 1024
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds
 # An answer of this status for one document can be the document's own fault (an analyser that
@@ -104,7 +105,9 @@ def prepare(
     if not (document.title.strip() or document.passage.strip()):
         return Skip(_location(document), "neither title nor passage has text")
     try:
-        source = _json(document.fields()).encode()
+        # One that is kept gets its vector later, instead of one that it may have.
+        fields = (document._replace(vector=()) if keep else document).fields()
+        source = _json(fields).encode()
         id_ = document.id.encode()
     except UnicodeEncodeError:
         return Failure(_location(document), "half a surrogate pair in it, which no UTF-8 can hold")
@@ -221,7 +224,7 @@ class Sender:
         """
         outcome = Outcome([], [], [])
         todo = deque(self._pieces(actions))
-        tries, deadline, trouble = 0, time.monotonic() + self._patience, ""
+        tries, deadline, waits = 0, time.monotonic() + self._patience, False
         errors_500: dict[int, int] = {}
         while todo:
             piece = todo.popleft()
@@ -248,6 +251,9 @@ class Sender:
                 if len(again) < len(piece):
                     tries, deadline = 0, time.monotonic() + self._patience
             if not again:
+                if waits:
+                    self._waiting("")
+                    waits = False
                 self.pace.answered(size, time.monotonic() - started)
                 continue
             self.pace.refused(size)
@@ -255,18 +261,17 @@ class Sender:
                 raise IndexingError(self._given_up(trouble, again))
             todo.extendleft(reversed(self._pieces(again)))
             self._pause(tries, trouble, deadline)
-            tries += 1
-        if trouble:
-            self._waiting("")
+            tries, waits = tries + 1, True
         return outcome
 
     def _request(self, piece: Sequence[Action]) -> list[dict[str, Any]] | None:
         """Send one request; give the documents' answers, or None where all were created."""
-        answer = self._client.bulk(
-            body=b"".join([action.lines for action in piece]),
-            index=self._index,
-            params={"filter_path": _ANSWER, "request_timeout": self._request_seconds},
-        )
+        body = b"".join([action.lines for action in piece])
+        params = {"filter_path": _ANSWER, "request_timeout": self._request_seconds}
+        try:
+            answer = self._client.bulk(body=body, index=self._index, params=params)
+        except AttributeError as error:  # opensearch-py's own, of an error that is no JSON object
+            raise SerializationError("an error that is not OpenSearch's") from error
         items = answer.get("items") if isinstance(answer, dict) else None
         if not isinstance(items, list) or len(items) != len(piece):
             raise SerializationError("not one answer for each document")
@@ -376,13 +381,15 @@ class Sender:
         if isinstance(error, NoConnectionError):
             return "no connection"
         status = error.status_code
-        if status in (401, 403) and error.error not in _PASSING:
+        # What stands before the cluster may say it in JSON of its own.
+        kind = error.error if isinstance(error.error, str) else json.dumps(error.error)
+        if status in (401, 403) and kind not in _PASSING:
             raise IndexingError(
                 f"this user may not write to index {self._index} (status {status}): give it the"
                 " right to, and run the same load again, it goes on where it stopped"
             ) from error
-        if error.error in _PASSING or status == 429 or (isinstance(status, int) and status >= 500):
-            return f"status {status}" + (f", {error.error}" if error.error else "")
+        if kind in _PASSING or status == 429 or (isinstance(status, int) and status >= 500):
+            return f"status {status}" + (f", {kind[:_SHOWN]}" if kind else "")
         if status in (404, 405):
             raise IndexingError(
                 f"there is no index {self._index} (status {status}): it was deleted, or what"
@@ -449,4 +456,4 @@ def _refusal(error: TransportError, size: int) -> str:
     info = error.info if isinstance(error.info, dict) else {}
     if isinstance(info.get("error"), dict):
         return reason(info)
-    return f"status {error.status_code}: {str(error.error)[:500]}"
+    return f"status {error.status_code}: {str(error.error)[:_SHOWN]}"

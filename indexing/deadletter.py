@@ -47,11 +47,12 @@ def check(path: Path, source: Path | None = None) -> None:
 class DeadLetters:
     """A dead-letter file open for appending; may be used by several threads.
 
-    `position` is where the load goes on: lines of this and later positions are dropped. At 0 an
-    earlier load's file is kept as `NAME.old`. The file is made by its first line.
+    `position` is where a load goes on: lines of this and later positions are dropped. Without one
+    the load is new, and an earlier one's file is kept as `NAME.old`. The file is made by its first
+    line.
     """
 
-    def __init__(self, path: Path, position: int = 0) -> None:
+    def __init__(self, path: Path, position: int | None = None) -> None:
         self.path = path = path.resolve()  # what is renamed is the file, not a link to it
         self._lock = threading.Lock()
         # Unbuffered: a line is in the file, or torn, when its write is over. And an object, not a
@@ -61,7 +62,8 @@ class DeadLetters:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             return
-        if position == 0:
+        # One that goes on at 0 has put the earlier file there already, and it must stay.
+        if position is None or (position == 0 and not _old(path).exists()):
             path.replace(_old(path))
         else:
             self._drop_from(position)

@@ -154,10 +154,12 @@ def load(
         if checkpoint is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="titlecast-"))
             checkpoint = stack.enter_context(Checkpoint(Path(folder)))
-        state = checkpoint.read() or State(index=index, version=version_now())
+        resumed = checkpoint.read()
+        state = resumed or State(index=index, version=version_now())
         checkpoint.truncate(state.position)
         letters = DeadLetters(
-            dead_letters or checkpoint.folder / "dead-letters.jsonl", state.position
+            dead_letters or checkpoint.folder / "dead-letters.jsonl",
+            resumed.position if resumed else None,
         )
         stack.callback(letters.close)
         if state.before is None:

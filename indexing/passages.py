@@ -82,7 +82,8 @@ class Splitter:
         Their ids are made of page, position and content; the document's own id is their page's
         if it has no other.
         """
-        (title,) = self._tokenizer.count([document.title])
+        # As the passage models put it before a passage.
+        (title,) = self._tokenizer.count([f"{document.title}." if document.title else ""])
         # The passage model gives a title at most a quarter of its window.
         budget = self.tokens - _SPECIAL - min(title, self.tokens // 4)
         page = document.page_id or document.id
@@ -108,15 +109,18 @@ class Splitter:
     def spans(self, text: str, budget: int) -> Iterator[tuple[int, int]]:
         """Yield where passages of at most `budget` tokens start and end, in characters."""
         held: list[_Unit] = []
+        size = 0  # their tokens
         for unit in self._units(text, budget):
-            if held and sum(one.tokens for one in held) + unit.tokens > budget:
+            if held and size + unit.tokens > budget:
                 yield held[0].start, held[-1].end
                 held = _tail(held, min(self.overlap, budget - unit.tokens))
+                size = sum(one.tokens for one in held)
             held.append(unit)
+            size += unit.tokens
             if unit.broken:
                 # The parts of a word have other tokens than the word: they never meet again.
                 yield held[0].start, unit.end
-                held = []
+                held, size = [], 0
         if held:
             yield held[0].start, held[-1].end
 

@@ -42,7 +42,11 @@ def make_index(
     `carried` are settings taken over from the index that this one replaces.
     """
     body = copy.deepcopy(dict(index_body() if body is None else body))
-    settings = {**body.get("settings", {}), **(carried or {})}
+    # The engine takes them nested, too, and without "index.".
+    settings = {
+        name if name.startswith("index.") else f"index.{name}": value
+        for name, value in _flat(body.get("settings", {})).items()
+    } | dict(carried or {})
     own = {_REFRESH: settings.get(_REFRESH), _REPLICAS: settings.get(_REPLICAS)}
     if own[_REFRESH] in (-1, "-1"):  # made for loading, then as the engine has it
         own[_REFRESH] = None
@@ -50,6 +54,17 @@ def make_index(
     mappings["_meta"] = {**mappings.get("_meta", {}), _MARK: {"settings": own}}
     body["settings"] = {**settings, **_LOADING}
     client.indices.create(index=index, body=body)
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Give nested settings by their names with dots."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{above}{name}.")
+        else:
+            found[f"{above}{name}"] = value
+    return found
 
 
 def begin_loading(client: OpenSearch, index: str) -> None:

@@ -66,12 +66,17 @@ class Cost:
             self._deviation += min(2 * share, 1) * (abs(error) - self._deviation)
             self._mean += share * error
 
-    def doubt(self) -> None:
+    def doubt(self, tokens: float, left_ms: float) -> None:
         """Lower the estimate a little: because of it, nothing was computed and nothing learnt.
 
         Otherwise one measurement through which the machine slept would end the passage stage.
+        But `left_ms` that would have been too little for the tokens at any cost that was ever
+        measured say nothing of it.
         """
         with self._lock:
+            least = 0.0 if math.isinf(self._least) else self._least
+            if left_ms <= least * tokens:
+                return
             self._deviation *= 0.8
             self._mean = min(self._mean, max(self._least, 0.9 * self._mean))
 
@@ -238,10 +243,11 @@ class Cascade:
             part = reading.unread[: min(count, whole - done)]
             sizes = [self._tokens_of(hits[i]) for i in part]
             if left_ms is not None:
-                count = self._fitting(sizes, left_ms - _ms_since(started))
+                left = left_ms - _ms_since(started)
+                count = self._fitting(sizes, left)
                 if count == 0:
                     if done == 0:
-                        self._cost.doubt()
+                        self._cost.doubt(sizes[0], left)
                     unscored = whole - done
                     skipped = f"deadline: {unscored} passages left unscored"
                     break

@@ -33,6 +33,7 @@ class FakeIndex(Connection):
         self.versions: dict[str, int] = {}
         self.sent: dict[str, int] = {}
         self.requests: list[int] = []  # their documents
+        self.refused = 0  # requests, by a test's own count
         self.refreshed = 0
         self.missing = False
         self._lock = threading.Lock()

@@ -91,6 +91,10 @@ def test_only_the_refused_documents_are_sent_again(refusal: dict[str, Any]) -> N
         TransportError(429, "es_rejected_execution_exception", {}),
         TransportError(502, "bad gateway", {}),
         TransportError(403, "cluster_block_exception", {}),
+        # What stands before a cluster, in JSON of its own.
+        TransportError(503, {"code": 503, "message": "no upstream"}, {}),
+        TransportError(429, ["slow down"], {}),
+        AttributeError("'NoneType' object has no attribute 'get'"),
         "not json",
         '{"items": []}',
         '{"items": [{"delete": {}}, {}]}',
@@ -102,6 +106,32 @@ def test_a_request_that_is_not_answered_is_sent_again(error: Exception | str) ->
     index.answers = [error, error]
     outcome = Sender(client, "i").send(actions(2))
     assert (len(outcome.created), index.sent) == (2, {"0": 1, "1": 1})
+
+
+@pytest.mark.parametrize("body", ["null", "[1]", '"down"', '{"error": {"code": 1}}'])
+def test_any_json_of_an_error_is_waited_for(body: str) -> None:
+    client, index = make()
+
+    def refuse(_: bytes) -> int | None:
+        if not index.requests and index.refused < 2:
+            index.refused += 1
+            index._raise_error(503, body, "application/json")
+        return None
+
+    index.refuse_body = refuse
+    assert len(Sender(client, "i").send(actions(2)).created) == 2
+    assert index.refused == 2
+
+
+def test_it_is_told_when_waiting_is_over() -> None:
+    client, index = make()
+    error = NoConnectionError("N/A", "reset", OSError("reset"))
+    index.answers = [error, error]
+    waited: list[str] = []
+    sender = Sender(client, "i", waiting=waited.append)
+    sender.send(actions(2))
+    sender.send(actions(2))
+    assert [bool(why) for why in waited] == [True, True, False]
 
 
 def test_what_the_engine_refuses_is_named_with_all_reasons() -> None:

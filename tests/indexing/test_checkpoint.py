@@ -178,6 +178,16 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         assert checkpoint.read() is None
 
 
+def test_a_load_that_begins_again_leaves_an_earlier_ones_dead_letters(tmp_path: Path) -> None:
+    path = tmp_path / "dead.jsonl"
+    for reason, position in (("first", None), ("second", None), ("second again", 0)):
+        letters = DeadLetters(path, position)
+        letters.add(0, Failure("f", reason))
+        letters.close()
+    assert [entry["reason"] for entry in entries(path)] == ["second again"]
+    assert [entry["reason"] for entry in entries(tmp_path / "dead.jsonl.old")] == ["first"]
+
+
 def test_an_earlier_loads_dead_letters_are_kept_aside(tmp_path: Path) -> None:
     path = tmp_path / "dead.jsonl"
     for reason in ("first", "second"):

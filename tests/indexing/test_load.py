@@ -296,6 +296,17 @@ def test_of_many_failures_the_first_are_named() -> None:
     assert summary.failures == tuple(Failure(f"f:{number}", "bad") for number in range(20))
 
 
+def test_a_vector_that_a_document_has_gives_way_to_the_one_that_is_made() -> None:
+    client, index = make()
+    records = [Document("a", "title", "text", vector=(1.0, 2.0))]
+    summary = load(client, "i", records, encode=lambda batch: np.ones((len(batch), 2)))
+    assert summary.verified
+    assert index.documents["a"]["vector"] == [1.0, 1.0]
+    action = prepare(records[0], keep=True)
+    assert isinstance(action, Action)
+    assert b"vector" not in action.lines
+
+
 def test_vectors_are_made_in_batches_and_sent_with_their_documents(tmp_path: Path) -> None:
     client, index = make()
     sizes: list[int] = []
@@ -319,6 +330,10 @@ def test_vectors_are_made_in_batches_and_sent_with_their_documents(tmp_path: Pat
         samples.add([action])
     assert verify.compare(client, "i", found[0]) == []
     assert verify.compare(client, "i", found[1]) == ["field 'vector' of document '7' differs"]
+    index.documents["7"]["ingested_at"] = "now"  # by the index's own ingest pipeline
+    assert verify.compare(client, "i", found[0]) == []
+    index.documents["7"].pop("title")
+    assert verify.compare(client, "i", found[0]) == ["field 'title' of document '7' differs"]
     for number in (0, 1, 699):
         assert np.float32(index.documents[str(number)]["vector"][1]) == np.float32(0.1)
         assert index.documents[str(number)]["vector"][0] == number

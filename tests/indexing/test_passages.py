@@ -115,7 +115,8 @@ def test_passages_fit_the_model_with_their_title() -> None:
     text = "".join(sentence.format(number) for number in range(300))
     for title in ("", "Foxes", "A very long title " * 40):
         parts = list(Splitter(TOKENIZER, WINDOW).parts(Document("1", title, text)))
-        found = TOKENIZER.windows([title] * len(parts), [p.passage for p in parts], WINDOW, 32, 4)
+        heads = [f"{title}." if title else ""] * len(parts)  # as the models put it
+        found = TOKENIZER.windows(heads, [p.passage for p in parts], WINDOW, 32, 4)
         assert [len(one.windows) for one in found] == [1] * len(parts)
         assert all(len(one.windows[0]) <= WINDOW for one in found)
         # And they use the room there is.
@@ -137,9 +138,13 @@ def test_what_fits_stays_as_it_is() -> None:
     splitter = Splitter(TOKENIZER)
     assert list(splitter.records([document])) == [document]
     assert (splitter.split, splitter.made) == (0, 0)
-    whole = document._replace(passage="word " * 253, title="t")
+    whole = document._replace(passage="word " * 252, title="t")
     assert list(splitter.records([whole])) == [whole]
-    assert len(list(splitter.records([whole._replace(passage="word " * 254)]))) == 2
+    longer = list(splitter.parts(whole._replace(passage="word " * 253)))
+    assert len(longer) == 2
+    for one in [whole, *longer]:  # and none takes two windows
+        (found,) = TOKENIZER.windows(["t."], [one.passage], WINDOW, 32, 4)
+        assert len(found.windows) == 1
 
 
 def test_parts_keep_title_metadata_and_page_and_have_numbers() -> None:
@@ -206,6 +211,12 @@ def test_what_cannot_be_cut_to_is_refused(tokens: int, overlap: int) -> None:
 def test_hostile_texts_of_megabytes_are_cut(text: str) -> None:
     # Were it quadratic in anything, this would not end before the suite's time limit.
     assert "".join(sentences(text)) == text
+
+
+def test_stretches_without_tokens_take_a_time_that_grows_with_their_number() -> None:
+    text = "\u200b\n\n" * 60_000
+    spans = list(Splitter(TOKENIZER, WINDOW).spans(text, 20))
+    assert spans == [(0, len(text))]
 
 
 def test_a_long_text_is_read_as_it_comes() -> None:

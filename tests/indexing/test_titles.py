@@ -95,6 +95,12 @@ def report(*titles: str, distinct: int = 100_000, limit: int = 48) -> Report:
     return reporter.report()
 
 
+def test_a_title_of_combining_marks_is_no_trap() -> None:
+    marks = "a" + "\u0301\u0323" * 300_000
+    assert normal(marks) != normal(marks + " b")
+    assert normal("x " * 5000 + "YES!") == normal("X " * 5000 + "yes")
+
+
 def test_a_report_counts_everything() -> None:
     reporter = Reporter(TOKENIZER, 8)
     reporter.add(Failure("f", "r"))

@@ -171,9 +171,18 @@ def test_an_empty_source_is_no_success(
     assert run(app, client, write(tmp_path / "a.tsv")).exit_code == 1
 
 
-def test_a_new_index_is_made_for_loading_and_put_right_afterwards(client: OpenSearch) -> None:
-    body = {"settings": {"index.number_of_shards": 2, "index.number_of_replicas": 1}}
-    target.make_index(client, INDEX, body)
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"index.number_of_shards": 2, "index.number_of_replicas": 2},
+        {"number_of_shards": 2, "number_of_replicas": 2},
+        {"index": {"number_of_shards": 2, "number_of_replicas": 2}},
+    ],
+)
+def test_a_new_index_is_made_for_loading_and_put_right_afterwards(
+    client: OpenSearch, own: dict[str, Any]
+) -> None:
+    target.make_index(client, INDEX, {"settings": own})
     settings = settings_of(client, INDEX)
     assert settings["index.number_of_shards"] == "2"
     assert settings["index.number_of_replicas"] == "0"
@@ -183,7 +192,7 @@ def test_a_new_index_is_made_for_loading_and_put_right_afterwards(client: OpenSe
     assert target.end_loading(client, INDEX)
     settings = settings_of(client, INDEX)
     assert "index.refresh_interval" not in settings
-    assert settings["index.number_of_replicas"] == "1"
+    assert settings["index.number_of_replicas"] == "2"
     assert not target.is_loading(client, INDEX)
     assert not target.end_loading(client, INDEX)
 

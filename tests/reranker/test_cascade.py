@@ -400,6 +400,18 @@ def test_titles_take_of_the_deadline_too(cascade, monkeypatch):
         assert 0 < result.stages[1].scored < 16
 
 
+def test_searches_without_any_time_left_say_nothing_of_a_cost():
+    cost = Cost()
+    for milliseconds in (50, 150, 100):
+        cost.observe(1000, milliseconds)
+    expected = cost.of(1000)
+    for left in (0, -3, 49):  # too little for the cheapest that was ever seen
+        cost.doubt(1000, left)
+    assert cost.of(1000) == expected
+    cost.doubt(1000, 51)
+    assert cost.of(1000) < expected
+
+
 def test_a_cost_that_was_measured_too_high_does_not_end_the_passage_stage(slow):
     hits = some_hits(8)
     for _ in range(20):
