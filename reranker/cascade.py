@@ -157,6 +157,7 @@ class Cascade:
         passage_depth: int = 20,
         deadline_ms: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        early_stop: bool = True,
     ) -> RerankResult:
         """Order all hits by their titles and the best `passage_depth` by their passages as well.
 
@@ -164,7 +165,8 @@ class Cascade:
         `passage_depth` of them are read or the rest is settled (see `Stopping`: that is complete,
         too); with a deadline as long as the time allows, judged by the measured cost of a token. A
         hit with neither title nor passage keeps what the first stage says of it. `cancelled` is
-        asked before each chunk of texts. Raises ValueError for an empty query or a negative depth,
+        asked before each chunk of texts. Without `early_stop` no passage is settled before it is
+        read. Raises ValueError for an empty query or a negative depth,
         and `Cancelled` as soon as `cancelled` says so.
         """
         started = time.monotonic()
@@ -193,7 +195,9 @@ class Cascade:
         reading = Reading(query, hits, logits, first, coverage, fused, self.fusion, limit)
         if passage_depth > 0:
             left = None if deadline_ms is None else deadline_ms - _ms_since(started)
-            stages.append(self._passages(query, reading, passage_depth, left, cancelled))
+            stages.append(
+                self._passages(query, reading, passage_depth, left, cancelled, early_stop)
+            )
         return RerankResult(
             _ranked(hits, titled, title_logits, fused, reading),
             stages,
@@ -223,6 +227,7 @@ class Cascade:
         depth: int,
         left_ms: float | None,
         cancelled: Callable[[], bool],
+        early_stop: bool,
     ) -> StageReport:
         """Read at most `depth` passages, the most promising next, until the rest is settled.
 
@@ -234,10 +239,11 @@ class Cascade:
         asked = None
         hits = reading.hits
         whole = min(depth, len(reading.unread))
+        stopping = self.stopping if early_stop else None
         while (done := len(reading.read)) < whole:
             _go_on(cancelled)
             count = EVERY - done % EVERY
-            if count == EVERY and self.stopping and reading.settled(self.stopping, whole - done):
+            if count == EVERY and stopping and reading.settled(stopping, whole - done):
                 skipped = f"settled: {whole - done} passages left unscored"
                 break
             part = reading.unread[: min(count, whole - done)]

@@ -209,6 +209,7 @@ class Sidecar:
         passage_depth: int,
         deadline_ms: float | None = None,
         most_tokens: int | None = None,
+        early_stop: bool = True,
     ) -> Done | None:
         """Compute one search in its turn; None where the caller is gone.
 
@@ -228,7 +229,7 @@ class Sidecar:
             done = await _unless_gone(
                 request,
                 lambda: self._compute(
-                    query, hits, passage_depth, most_tokens, work, arrived, deadline
+                    query, hits, passage_depth, most_tokens, early_stop, work, arrived, deadline
                 ),
             )
         except RefusedError as error:
@@ -326,6 +327,7 @@ class Sidecar:
         hits: Sequence[Hit],
         passage_depth: int,
         most_tokens: int | None,
+        early_stop: bool,
         work: Work,
         arrived: float,
         deadline: float | None,
@@ -345,7 +347,9 @@ class Sidecar:
                     if most_tokens is not None:
                         kept, cut = loaded.reranker.cut(hits, most_tokens)
                     left = None if deadline is None else (deadline - time.monotonic()) * 1000
-                    result = loaded.reranker.rerank(query, kept, passage_depth, left, gone.is_set)
+                    result = loaded.reranker.rerank(
+                        query, kept, passage_depth, left, gone.is_set, early_stop
+                    )
                     return Done(result, loaded.reranker.name, cut)
 
                 turn = asyncio.get_running_loop().run_in_executor(pool, rerank)
@@ -510,11 +514,16 @@ def _add_searches(app: FastAPI, sidecar: Sidecar) -> None:
         search: CohereRequest, request: Request, version: Literal["1", "2"]
     ) -> Response:
         try:
-            hits, passage_depth, most_tokens = to_search(search)
+            hits, passage_depth, early_stop, most_tokens = to_search(search)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         done = await sidecar.search(
-            request, search.query, hits, passage_depth, most_tokens=most_tokens
+            request,
+            search.query,
+            hits,
+            passage_depth,
+            most_tokens=most_tokens,
+            early_stop=early_stop,
         )
         if done is None:
             return Response(status_code=499)

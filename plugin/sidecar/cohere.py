@@ -130,6 +130,7 @@ class Search(NamedTuple):
 
     hits: list[Hit]
     passage_depth: int
+    early_stop: bool
     most_tokens: int | None  # of each hit
 
 
@@ -143,10 +144,11 @@ def to_search(request: CohereRequest) -> Search:
         _hit(place, document, fields, titles_only=request.model == "etr")
         for place, document in enumerate(request.documents)
     ]
-    depth = {"etr": 0, "passage": len(hits), "cascade": PASSAGE_DEPTH}[request.model]
-    if request.model == "cascade" and not any(hit.title for hit in hits):
-        depth = len(hits)  # no titles that could choose among the passages
-    return Search(hits, depth, request.max_tokens_per_doc)
+    # Without titles, nothing says which passages are worth reading, or when it is enough.
+    untitled = not any(hit.title.strip() for hit in hits)
+    every = request.model == "passage" or (request.model == "cascade" and untitled)
+    depth = len(hits) if every else 0 if request.model == "etr" else PASSAGE_DEPTH
+    return Search(hits, depth, not every, request.max_tokens_per_doc)
 
 
 def to_response(

@@ -46,6 +46,7 @@ class Reranker(Protocol):
         passage_depth: int = 20,
         deadline_ms: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        early_stop: bool = True,
     ) -> RerankResult:
         """Order the hits; called from several threads at once."""
 

@@ -38,6 +38,7 @@ class Instant:
         passage_depth: int = 20,
         deadline_ms: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        early_stop: bool = True,
     ) -> RerankResult:
         """Answer with as much as models do."""
         read = min(passage_depth, READ, len(hits))

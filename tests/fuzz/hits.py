@@ -110,6 +110,7 @@ class Reading:
         passage_depth: int = 20,
         deadline_ms: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        early_stop: bool = True,
     ) -> RerankResult:
         titles, passages = [hit.title for hit in hits], [hit.passage for hit in hits]
         rows = [text.ids for text in self._tokenizer.encode([query, *titles], 32)]

@@ -85,9 +85,10 @@ class Recorder:
         passage_depth: int = 20,
         deadline_ms: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        early_stop: bool = True,
     ) -> RerankResult:
         self.asked.append(Asked(query, list(hits), passage_depth, deadline_ms))
-        return self._models.rerank(query, hits, passage_depth, deadline_ms, cancelled)
+        return self._models.rerank(query, hits, passage_depth, deadline_ms, cancelled, early_stop)
 
 
 class Backwards:
@@ -105,6 +106,7 @@ class Backwards:
         passage_depth: int = 20,
         deadline_ms: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        early_stop: bool = True,
     ) -> RerankResult:
         count = len(hits)
         return RerankResult(

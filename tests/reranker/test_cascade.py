@@ -527,6 +527,9 @@ def test_the_passage_stage_stops_where_the_slow_twin_does(cascade, share, seed):
     assert result.complete  # what is settled needed no time
     left_out = 20 - expected
     assert report.skipped == (f"settled: {left_out} passages left unscored" if left_out else "")
+    asked = stopping(cascade, share).rerank(QUERY, hits, passage_depth=20, early_stop=False)
+    assert asked.hits == whole.hits
+    assert asked.stages[1].scored == 20
     read_ones = sorted(range(expected), key=lambda at: -final[at])
     assert [hit.index for hit in result.hits] == [order[at] for at in read_ones] + order[expected:]
 

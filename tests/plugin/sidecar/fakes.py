@@ -75,6 +75,7 @@ class Gated:
         passage_depth: int = 20,
         deadline_ms: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        early_stop: bool = True,
     ) -> RerankResult:
         if not self.warm:
             self.warm = True

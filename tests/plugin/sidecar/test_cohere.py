@@ -271,6 +271,22 @@ def test_passages_are_read_where_no_titles_can_choose() -> None:
     assert depth("etr", titled) == 0
 
 
+def test_every_passage_is_read_where_every_one_is_asked_for(v2: cohere.ClientV2) -> None:
+    """Also behind one that answers so well that nothing seems to be left to find."""
+    first = "Lists that are sorted are merged by heapq.merge into several sorted lists."
+    second = "Given some sequences in order, it yields their elements as one ordered stream."
+    other = [f"The weather in town number {n} is fine and mild today." for n in range(16)]
+    documents = [first, *other, second]
+    asked: list[tuple[str, list[Any]]] = [
+        ("cascade", documents),  # no titles
+        ("passage", documents),
+        ("passage", [{"title": f"Page {n}", "text": t} for n, t in enumerate(documents)]),
+    ]
+    for model, texts in asked:
+        answer = v2.rerank(model=model, query=QUERY, documents=texts)
+        assert [result.index for result in answer.results[:2]] == [0, 17], model
+
+
 any_text = st.text(max_size=20) | st.sampled_from(["", "\ud800", "\u202eabc", "\x00", "x" * 2000])
 any_document = any_text | st.dictionaries(
     st.sampled_from(["title", "text", "passage", "other"]), any_text | st.integers(), max_size=3

@@ -96,6 +96,7 @@ class Stepwise:
         passage_depth: int = 20,
         deadline_ms: float | None = None,
         cancelled: Callable[[], bool] = lambda: False,
+        early_stop: bool = True,
     ) -> RerankResult:
         if not self._warm:
             self._warm = True
