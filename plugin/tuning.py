@@ -5,6 +5,7 @@ Measuring and choosing are apart: what is chosen is a pure function of what was 
 
 from __future__ import annotations
 
+import re
 import shlex
 import statistics
 import threading
@@ -24,6 +25,8 @@ DEPTHS = (0, 5, 10, 20, 50, 100)
 _WORTH = 0.05
 MOST_CACHE_MB = 1024
 _MEGABYTE = 1_000_000
+_SETTING = re.compile(r"^[ \t]*(?:export[ \t]+)?(\w+)[ \t]*=", re.M)
+_WRITTEN = [f"TITLECAST_{name}" for name in ("MODEL", "THREADS", "MAX_CONCURRENT", "CACHE_MB")]
 
 
 class Window(NamedTuple):
@@ -172,6 +175,14 @@ def best(choices: Sequence[tuple[Tuned, DepthTime]]) -> int:
         return within, (time.quality or 0.0) if within else -time.milliseconds, -at
 
     return max(range(len(choices)), key=worth)
+
+
+def others(file: Path) -> list[str]:
+    """Names of what a file of settings holds besides those that `environment` writes."""
+    if not file.is_file():
+        return []
+    found = _SETTING.findall(file.read_text("utf-8", errors="replace"))
+    return [name for name in dict.fromkeys(found) if name not in _WRITTEN]
 
 
 def environment(tuned: Tuned, told: Sequence[str], model: Path | None = None) -> str:

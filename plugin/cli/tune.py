@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -15,6 +16,7 @@ from indexing.sources import open_source
 from indexing.sources.fields import lookup
 from plugin.cli.options import CommandError, Url, require_folders
 from plugin.clusters import connect
+from plugin.pipelines import Pipeline
 from plugin.tuning import (
     DEPTHS,
     MOST_CACHE_MB,
@@ -29,6 +31,7 @@ from plugin.tuning import (
     fewest_threads,
     measure_depth,
     measure_threads,
+    others,
 )
 from reranker import Cascade, Hit
 from reranker.cores import usable_cores
@@ -40,6 +43,9 @@ from reranker.evaluation.reports import DepthPoint, sweep_depths
 from reranker.evaluation.runs import Run, first_stage
 
 _MEASURE = "nDCG@10"
+_PIPELINE = Pipeline()
+_PIPELINE_MS = int(_PIPELINE.timeout.removesuffix("ms"))
+_NODE_MS = 2000  # the plugin's limit of any call, as shipped
 
 
 def register(app: typer.Typer) -> None:
@@ -92,6 +98,11 @@ def tune(
     if plot and not beir:
         raise CommandError("--plot draws quality, which needs judged queries: add --beir")
     require_folders(out, plot)
+    if kept := others(out):
+        raise CommandError(
+            f"{out} holds other settings, which would be lost ({', '.join(kept)}): give another "
+            "--out, and copy what it then holds"
+        )
     console = Console()
     try:
         if plot:
@@ -261,18 +272,28 @@ def _hit(id: str, document: Judged, score: float) -> Hit:
 def _told(page: _Page, windows: int, candidates: int, budget_ms: float) -> list[str]:
     tuned, chosen = page.tuned, page.chosen
     alone = next(point for point in page.threads if point.threads == tuned.threads)
+    options = f"--passage-depth {tuned.passage_depth}"
+    if candidates != _PIPELINE.window:
+        options += f" --window {candidates}"
+    # What is aimed at is a median; the limit is to end what takes far longer.
+    if (limit := math.ceil(2 * budget_ms)) > _PIPELINE_MS:
+        options += f" --timeout {limit}ms"
     told = [
         f"Measured {page.name} with {windows} searches of up to {candidates} hits each.",
         f"Up to {alone.per_second:.1f} searches a second that read {page.shallow} passages each, "
         f"{tuned.max_concurrent} at a time.",
-        f"Within {budget_ms:g} ms: titlecast pipeline install --passage-depth "
-        f"{tuned.passage_depth} ({chosen.milliseconds:.0f} ms at the median)",
+        f"Within {budget_ms:g} ms: titlecast pipeline install {options} "
+        f"({chosen.milliseconds:.0f} ms at the median)",
     ]
+    if limit > _NODE_MS:
+        told.append(
+            f"The plugin waits {_NODE_MS} ms at most: raise title_rerank.sidecar.timeout, too"
+        )
     if not tuned.within_budget:
-        told[-1] = (
+        told[2:] = [
             f"Not even the titles alone fit {budget_ms:g} ms ({chosen.milliseconds:.0f} ms): "
             "read fewer hits (--candidates), or allow more (--budget-ms)"
-        )
+        ]
     return told
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,7 +58,10 @@ def test_a_judged_folder_gives_settings_and_a_picture(models, judged, tmp_path):
     )
     assert "nDCG@10" in said
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert "pipeline install --passage-depth" in out.read_text()
+    # Installed so, a search reads what was measured, and has the time for it.
+    wanted = r"pipeline install --passage-depth \d+ --window 5 --timeout 200000ms \("
+    assert re.search(wanted, out.read_text())
+    assert "raise title_rerank.sidecar.timeout" in " ".join(said.split())
     settings = load_settings(out)
     assert settings.threads >= 1
     assert settings.max_concurrent >= 1
@@ -97,6 +101,20 @@ def test_a_picture_needs_judged_queries(tmp_path):
 def test_texts_come_from_one_place(tmp_path):
     with pytest.raises(Exception, match="not both"):
         run("--beir", tmp_path, "--index", "docs", "--out", tmp_path / "b.env")
+
+
+def test_a_file_of_other_settings_is_left_alone(models, judged, tmp_path):
+    out = tmp_path / "titlecast.env"
+    options = ("--beir", judged, "--model", models, "--out", out, "--searches", 1)
+    run(*options)
+    run(*options)  # its own
+    before = (
+        out.read_text() + "export TITLECAST_API_KEY=secret\n#TITLECAST_PORT=1\n HTTP_PROXY = x\n"
+    )
+    out.write_text(before)
+    with pytest.raises(CommandError, match=r"lost \(TITLECAST_API_KEY, HTTP_PROXY\): give another"):
+        run(*options)
+    assert out.read_text() == before
 
 
 @pytest.mark.parametrize("option", ["--out", "--plot"])
