@@ -81,12 +81,16 @@ def _host(url: str) -> dict[str, Any]:
     try:
         parts = urlsplit(with_scheme(url))
         port = parts.port
-    except ValueError as error:
-        raise ClusterError(f"{shown_address(url)!r} is no address of a cluster: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    except ValueError:  # whose text may hold a part of the password
+        parts, port = None, None
+    # An @ behind what is read as the host: that was the beginning of a password.
+    behind = parts.path + parts.query + parts.fragment if parts else ""
+    named = parts and parts.scheme in ("http", "https") and parts.hostname
+    if not parts or not named or "@" in behind:
         raise ClusterError(
-            f"{shown_address(url)!r} is no address of a cluster: write http://HOST:PORT or https://…"
-        )
+            f"{shown_address(url)!r} is no address of a cluster: write http://HOST:PORT or https://…,"
+            " and in a user or password %2F for /, %23 for #, %3F for ?, %40 for @, %25 for %"
+        ) from None
     secure = parts.scheme == "https"
     host: dict[str, Any] = {
         "host": parts.hostname,
@@ -107,7 +111,9 @@ def with_scheme(url: str) -> str:
 
 def shown_address(url: str) -> str:
     """Give the URL without user and password: it goes into messages and logs."""
-    scheme, separator, rest = url.rpartition("://")
+    scheme, separator, rest = url.partition("://")
+    if not separator or not scheme.isalpha():  # else it is a part of user or password
+        scheme, separator, rest = "", "", url
     # Up to the last @, as a password may hold unescaped signs of any kind.
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 

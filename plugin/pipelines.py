@@ -112,6 +112,11 @@ def install(
     holds more or that other indices use (`force` replaces those).
     """
     name = name or default_name(index)
+    if "*" in name:
+        raise PipelineError(
+            f"{name!r} cannot be a pipeline's name, for removing it would remove all that are like"
+            " it: choose a --name"
+        )
     body = pipeline_body(pipeline)
     check_plugin(client)
     warnings = check_fields(client, index, [pipeline.title_field, *pipeline.passage_fields])
@@ -176,7 +181,8 @@ def remove(client: OpenSearch, name: str, *, force: bool = False) -> tuple[str, 
     `PipelineError` if there is no such pipeline, if it is not Titlecast's, or if it holds
     others' processors, too (`force` deletes these with it).
     """
-    body = _bodies(client).get(name)
+    bodies = _bodies(client)
+    body = bodies.get(name)
     if body is None:
         names = ", ".join(found.name for found in installed(client)) or "none"
         raise PipelineError(f"there is no pipeline {name}: Titlecast's are {names}")
@@ -187,6 +193,11 @@ def remove(client: OpenSearch, name: str, *, force: bool = False) -> tuple[str, 
             f"the pipeline {name} has other processors, too ({', '.join(others)}): take"
             f" {REQUEST_PROCESSOR} and {RESPONSE_PROCESSOR} out of it by the search pipeline API,"
             " or give --force to delete all of it"
+        )
+    if like := [other for other in bodies if other != name and fnmatchcase(other, name)]:
+        raise PipelineError(
+            f"{name!r} is a pattern for the engine, which would delete {', '.join(like)}, too: put"
+            " what it holds under another name and make the indices use that"
         )
     users = _users(client, name)
     for index in users:

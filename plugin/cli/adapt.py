@@ -77,6 +77,8 @@ def adapt(
     if threads:
         torch.set_num_threads(threads)
     judged = [read_collection(path) for path in guard or []]
+    if len({collection.name for collection in judged}) < len(judged):
+        raise CommandError("two folders of --guard have one name: name them apart")
     recipe = configs.read_recipe(config or configs.RECIPES / "adapt.toml")
     start = start or SHIPPED / "title"
     recipe = recipe.model_copy(update={"start": str(start), "backbone": kind_of(start)[1]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,11 @@ def curves(
     require_folders(plot)
     if plot is not None:
         plots.require_drawable(plot)
-    logs = {folder.name: read_log(folder) for folder in trainings}
+    alone = Counter(folder.name for folder in trainings)
+    logs = {
+        folder.name if alone[folder.name] == 1 else str(folder): read_log(folder)
+        for folder in trainings
+    }
     table = Table("training", "step", "loss", "first stage", "alone", "fused")
     for name, lines in logs.items():
         for line in lines:

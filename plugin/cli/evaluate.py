@@ -373,7 +373,7 @@ def _first_stage(
                 f"{run} ranks no document of {collection.name} for its judged queries; "
                 "give a run over this collection."
             )
-        return _FirstStage(run.stem, f"run file {run.name}", ranked, None)
+        return _FirstStage(f"run {run.stem}", f"run file {run.name}", ranked, None)
     field: Field = "title" if collection.pages else "both"
     bm25 = BM25.over(collection.corpus, field, stop_words=stop_words, stem=stem)
     searched = search_all(bm25, collection.queries, candidates)

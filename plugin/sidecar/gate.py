@@ -125,11 +125,17 @@ class Gate:
                 if 0 < length <= 2 * self._settings.max_body_bytes:
                     with contextlib.suppress(asyncio.TimeoutError):
                         await asyncio.wait_for(_take_in(receive), self._settings.read_seconds)
-            elif path in SEARCH_PATHS and length:
+            elif scope["method"] != "POST" or path not in SEARCH_PATHS:
+                if length or b"transfer-encoding" in headers:
+                    # What nobody reads the server would take in without any bound.
+                    refusal = await _read_out(path, bounded)
+            elif length:
                 deadline = _deadline(headers, arrived)
                 error = self._refuse_unread(origin, length, deadline)
-                if error is not None:
-                    refusal = await _read_out(path, error, bounded)
+                if error is not None:  # its connection can be used again
+                    refusal = await _read_out(path, bounded) or error_response(
+                        path, 429, str(error), {"Retry-After": str(error.retry_after)}
+                    )
             if refusal is not None:
                 await refusal(scope, receive, answer)
             else:
@@ -150,9 +156,8 @@ class Gate:
             count()
 
     def _refuse(self, path: str, headers: dict[bytes, bytes], length: int) -> Response | None:
-        if path in OPEN_PATHS:
-            return None
-        if not self._settings.keys.admit(headers.get(b"authorization", b"")):
+        known = path in OPEN_PATHS or self._settings.keys.admit(headers.get(b"authorization", b""))
+        if not known:
             return error_response(
                 path,
                 401,
@@ -201,13 +206,13 @@ class Gate:
         )
 
 
-async def _read_out(path: str, error: RefusedError, receive: Receive) -> Response:
-    """Make the answer to a search that is not read; its connection can be used again."""
+async def _read_out(path: str, receive: Receive) -> Response | None:
+    """Take in a body that nobody reads; give the answer where it is too long or too slow."""
     try:
         await _take_in(receive)
-    except HTTPException as slow:
-        return error_response(path, slow.status_code, slow.detail, dict(slow.headers or {}))
-    return error_response(path, 429, str(error), {"Retry-After": str(error.retry_after)})
+    except HTTPException as error:
+        return error_response(path, error.status_code, error.detail, dict(error.headers or {}))
+    return None
 
 
 async def _take_in(receive: Receive) -> None:

@@ -114,7 +114,10 @@ def folder_models(
 def hash_models(folder: Path) -> str:
     """SHA-256 over the files that serving reads, with their names; the first 16 hex digits."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("**/*")):
+    # A stage's folder may be a link, which a pattern does not follow.
+    linked = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+    paths = {path for root in (folder, *linked) for path in root.glob("**/*")}
+    for path in sorted(paths):
         if path.suffix in (".json", ".onnx", ".bin") and path.is_file():
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
             with path.open("rb") as file:

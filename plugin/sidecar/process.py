@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from plugin.sidecar.settings import PREFIX
+
 _LOG_LINES = 10
 _GRACE_SECONDS = 15.0
 
@@ -33,8 +35,7 @@ class SidecarProcess:
     def __init__(self, host: str, port: int, model: Path | None = None) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._port = port
-        command = [sys.executable, "-m", "plugin.cli.main", "serve", "--until-eof"]
-        command += ["--host", host, "--port", str(port)]
+        command = child_command("serve", "--until-eof", "--host", host, "--port", str(port))
         if model:
             command += ["--model", str(model)]
         self._command = command
@@ -46,7 +47,7 @@ class SidecarProcess:
         try:
             self._process = subprocess.Popen(
                 self._command,
-                env=_environment(),
+                env=child_environment() | {"TITLECAST_LOG_FORMAT": "text"},  # for a person
                 stdin=subprocess.PIPE,
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
@@ -126,12 +127,16 @@ def ask_health(host: str, port: int, seconds: float = 2.0, tls: bool = False) ->
         connection.close()
 
 
-def _environment() -> dict[str, str]:
-    """Leave out the settings meant for a sidecar that others call: the engine knows one address."""
-    names = ("API_KEY", "API_KEY_FILE", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "WORKERS", "CONFIG")
-    left_out = {f"TITLECAST_{name}" for name in names}
+def child_command(*words: str) -> list[str]:
+    """`titlecast WORDS` as another process, which imports nothing from the folder it is run in."""
+    code = "import sys; sys.path[:] = filter(None, sys.path)\n"
+    code += "from plugin.cli.main import main; main()"
+    return [sys.executable, "-c", code, *words]
+
+
+def child_environment(settings: bool = False) -> dict[str, str]:
+    """The environment of such a process; without `settings`, those meant for other sidecars."""
     # A checkout need not be installed to be run: the child finds what this process found.
     path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = {name: value for name, value in os.environ.items() if name not in left_out}
-    # Its log is shown to a person where it fails.
-    return {**environ, "PYTHONPATH": os.pathsep.join(path), "TITLECAST_LOG_FORMAT": "text"}
+    own = {k: v for k, v in os.environ.items() if settings or not k.startswith(PREFIX)}
+    return {**own, "PYTHONPATH": os.pathsep.join(path)}

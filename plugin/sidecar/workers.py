@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,6 +23,7 @@ from plugin.sidecar.metrics import (
     forget_dead,
     make_files,
 )
+from plugin.sidecar.process import child_command, child_environment
 
 _log = logging.getLogger(__name__)
 
@@ -155,7 +155,11 @@ class Workers:
             [*self._command, *first],
             stdin=subprocess.PIPE,
             pass_fds=[self._listener.fileno()],
-            env={**os.environ, MULTIPROCESS: str(numbers), PLACE: str(number)},
+            env={
+                **child_environment(settings=True),
+                MULTIPROCESS: str(numbers),
+                PLACE: str(number),
+            },
             start_new_session=True,  # Ctrl-C in the terminal is for us to pass on
         )
 
@@ -194,7 +198,7 @@ class Workers:
 
 def worker_command(options: Sequence[str]) -> list[str]:
     """The command that starts one worker."""
-    return [sys.executable, "-m", "plugin.cli.main", "serve", *options]
+    return child_command("serve", *options)
 
 
 def follow_stdin(end: Callable[[], None], orders: Mapping[int, Callable[[], None]] = {}) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,6 +90,18 @@ def test_a_plain_server_is_no_https_server() -> None:
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ClusterError, match="is no address of a cluster"):
         connect(url)
+
+
+@pytest.mark.parametrize(
+    "password", ["Secret/Part", "12/34", "Secret#Part", "apple?pear", "fig://nut", "[xyz"]
+)
+@pytest.mark.parametrize("scheme", ["https://", ""])
+def test_a_password_that_cuts_an_address_short_is_refused_unseen(
+    scheme: str, password: str
+) -> None:
+    with pytest.raises(ClusterError, match=r"'(https://)?host:9' is no .*%2F for /") as caught:
+        connect(f"{scheme}admin:{password}@host:9")
+    assert not any(part in str(caught.value) for part in re.split(r"[/#?:]+", password))
 
 
 def test_a_password_with_any_signs_is_not_shown() -> None:

@@ -387,6 +387,17 @@ def test_the_sidecar_runs_inside_its_block() -> None:
         SidecarProcess("127.0.0.1", port).wait()
 
 
+def test_the_sidecar_has_no_setting_and_no_code_of_its_surroundings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plugin.py").write_text("raise SystemExit('foreign code')")
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("MODEL", tmp_path), ("MAX_HITS", 5), ("API_KEY", "x"), ("CONFIG", "none")):
+        monkeypatch.setenv(f"TITLECAST_{name}", str(value))
+    with SidecarProcess("127.0.0.1", free_port()) as sidecar:
+        assert sidecar.wait(300) == Cascade.load(threads=1).name
+
+
 def test_a_sidecar_that_cannot_start_says_why(tmp_path: Path) -> None:
     with (
         SidecarProcess("127.0.0.1", free_port(), tmp_path / "none") as sidecar,

@@ -445,6 +445,23 @@ def test_a_pipeline_with_others_processors_is_removed_by_force_only(
     assert state["pipelines"] == {}
 
 
+def test_a_name_that_is_a_pattern_is_refused(client: OpenSearch, state: dict[str, Any]) -> None:
+    before = unchanged(state)
+    for index, name in (("*", None), ("docs", "titlecast-*")):
+        with pytest.raises(
+            PipelineError, match="would remove all that are like it: choose a --name"
+        ):
+            pipelines.install(client, index, Pipeline(), name=name)
+    assert state == before
+    pipelines.install(client, "docs", Pipeline())
+    state["pipelines"]["titlecast-*"] = pipeline_body(Pipeline())  # by other means
+    with pytest.raises(PipelineError, match="would delete titlecast-docs, too"):
+        pipelines.remove(client, "titlecast-*")
+    assert set(state["pipelines"]) == {"titlecast-docs", "titlecast-*"}
+    pipelines.remove(client, "titlecast-docs")
+    pipelines.remove(client, "titlecast-*")
+
+
 @pytest.mark.parametrize("part", ["version", "description", "title_rerank.on_failure"])
 def test_a_pipeline_of_other_options_is_removed_as_any(
     client: OpenSearch, state: dict[str, Any], part: str

@@ -183,7 +183,8 @@ def test_hits_that_were_not_read_change_no_fusion(tmp_path: Path, data: Path, un
     options = ("--run", tmp_path / "a.run", "--stage", "passage", "--measures", "RR@10")
     for depth, reciprocal in ((0, 1 / 2), (2, 1.0)):  # read, d1 is far better than d2
         read = report(tmp_path, data, *options, "--passage-depth", depth)
-        assert mean(read, "a + passage stage (0.5)", "RR@10") == reciprocal / 2  # of two queries
+        found = mean(read, "run a + passage stage (0.5)", "RR@10")
+        assert found == reciprocal / 2  # of two queries
 
 
 class OtherTitles(Titles):

@@ -372,6 +372,9 @@ def test_the_hash_is_of_all_that_serving_reads(tmp_path: Path) -> None:
     assert hash_models(tmp_path) == first
     (tmp_path / "title" / "weights.bin").write_bytes(b"2")
     second = hash_models(tmp_path)
+    (tmp_path / "title").rename(tmp_path.with_name("elsewhere"))
+    (tmp_path / "title").symlink_to("../elsewhere")
+    assert hash_models(tmp_path) == second
     (tmp_path / "title" / "weights.bin").rename(tmp_path / "weights.bin")
     assert len({first, second, hash_models(tmp_path)}) == 3
 
@@ -442,6 +445,28 @@ def test_a_body_byte_by_byte_is_answered_408(hurried: httpx.Client) -> None:
     assert b"READ_SECONDS" in said
     # The slow ones cost the others nothing.
     assert hurried.post("/rerank", json=search()).status_code == 200
+
+
+@pytest.mark.parametrize("asked", ["GET /livez", "POST /health", "GET /rerank", "PUT /nothing"])
+@pytest.mark.parametrize("body", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_a_body_that_nobody_reads_is_not_taken_in_for_ever(
+    hurried: httpx.Client, asked: str, body: str
+) -> None:
+    head = f"{asked} HTTP/1.1\r\nHost: x\r\n{body}\r\n\r\n"
+    with connect(hurried) as raw:
+        raw.sendall(head.encode())
+        said = dribble(raw, b"1\r\na\r\n" * 200)
+    assert said.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in said.lower()
+    if "Length" in body:
+        with connect(hurried) as raw:
+            raw.sendall(head.replace("1000", "99999999999").encode())
+            assert raw.recv(10_000).startswith(b"HTTP/1.1 413 ")
+    # One that comes in time is taken in, and its connection goes on.
+    for _ in range(2):
+        answer = hurried.request(*asked.split(), content=b"a" * 1000)
+        assert answer.status_code in (200, 404, 405)
+        assert "connection" not in answer.headers
 
 
 def test_a_head_too_long_is_refused_in_json(hurried: httpx.Client) -> None:

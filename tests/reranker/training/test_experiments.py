@@ -220,6 +220,9 @@ def test_curves_show_the_last_line_of_every_step(tmp_path):
     assert "0.7500" in said
     assert "9.0000" not in said
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    shutil.copytree(folder, tmp_path / "two" / "one")
+    said = run(curves_command, "curves", folder, tmp_path / "two" / "one")
+    assert said.count("0.7500") == 2
     with pytest.raises(CommandError, match="titlecast train"):
         run(curves_command, "curves", tmp_path)
 
