@@ -26,9 +26,9 @@ $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# What serving needs; neither torch nor transformers.
+# What serving and the demo need; neither torch nor transformers.
 $(VENV)/.base: pyproject.toml $(VENV)/.venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	touch $@
 
 $(VENV)/.full: pyproject.toml $(VENV)/.venv

@@ -272,7 +272,7 @@ def why_no_container(environ: Mapping[str, str] = os.environ) -> str | None:
         import docker
         import testcontainers  # noqa: F401
     except ImportError:
-        return "testcontainers is not installed (pip install 'titlecast[dev]')"
+        return "testcontainers is not installed (pip install 'titlecast[demo]')"
     try:
         _knock(environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
         with contextlib.closing(docker.from_env(timeout=_DOCKER_SECONDS)) as client:

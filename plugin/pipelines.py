@@ -20,6 +20,7 @@ RESPONSE_PROCESSOR = "title_rerank"
 DEFAULT_SETTING = "index.search.default_pipeline"
 LIMIT_SETTING = "index.max_result_window"
 MAX_WINDOW = 10_000  # the plugin's; also the setting's default
+_SIDECARS_HITS = 1_000  # what a sidecar takes, unless told otherwise
 _NONE = "_none"
 _TEXT_TYPES = ("text", "match_only_text", "search_as_you_type", "keyword", "wildcard")
 _TIME = re.compile(r"[1-9][0-9]*(ms|s)")
@@ -112,15 +113,20 @@ def install(
     holds more or that other indices use (`force` replaces those).
     """
     name = name or default_name(index)
+    body = pipeline_body(pipeline)
+    check_plugin(client)
+    warnings = check_fields(client, index, [pipeline.title_field, *pipeline.passage_fields])
+    check_window(client, index, pipeline.window)
     if "*" in name:
         raise PipelineError(
             f"{name!r} cannot be a pipeline's name, for removing it would remove all that are like"
             " it: choose a --name"
         )
-    body = pipeline_body(pipeline)
-    check_plugin(client)
-    warnings = check_fields(client, index, [pipeline.title_field, *pipeline.passage_fields])
-    check_window(client, index, pipeline.window)
+    if pipeline.window > _SIDECARS_HITS:
+        warnings.append(
+            f"a sidecar takes {_SIDECARS_HITS} hits of a search, and refuses one with more unless"
+            f" it was started with TITLECAST_MAX_HITS={pipeline.window}"
+        )
     others = {
         user: default
         for user, default in default_pipelines(client, index).items()

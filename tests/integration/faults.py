@@ -301,15 +301,21 @@ FAULTS = [
     Fault("fewer hits than were sent", _app(_hits(lambda hits: hits[:-1])), ("unusable",)),
     Fault("more hits than were sent", _app(_hits(lambda hits: [*hits, hits[0]])), ("unusable",)),
     Fault("10 MB", _app(saying(200, b" " * 10_000_000)), ("too_long",)),
-    Fault("HTTP 302", _app(saying(302, location="http://127.0.0.1:1/")), ("refused",)),
+    Fault("HTTP 302", _app(saying(302, location="http://127.0.0.1:1/")), ("misdirected",)),
+    Fault("HTTP 401", _app(saying(401)), ("misdirected",)),
     Fault("HTTP 413", _app(saying(413)), ("refused",)),
     Fault("HTTP 429", _app(saying(429, retry_after="1")), ("busy",)),
     Fault("HTTP 500", _app(saying(500)), ("unavailable",)),
-    Fault("HTTP 503", _app(saying(503, retry_after="1")), ("unavailable",)),
+    Fault("HTTP 503", _app(saying(503, retry_after="1")), ("postponed",)),
     Fault("two sidecars, one is gone", lambda world: _two(world, _sidecar()), ()),
     Fault(
         "two sidecars, one answers HTTP 429",
         lambda world: _two(world, _sidecar(), saying(429, retry_after="1")),
+        (),
+    ),
+    Fault(
+        "two sidecars, one does not know the node's key",
+        lambda world: _two(world, _sidecar(), saying(401)),
         (),
     ),
     Fault(

@@ -9,6 +9,7 @@ from opensearchpy import Connection, OpenSearch
 from plugin import pipelines
 from plugin.clusters import ClusterError
 from plugin.pipelines import Pipeline, PipelineError, pipeline_body
+from plugin.sidecar.settings import load_settings
 
 TEXT = {"type": "text", "fields": {"exact": {"type": "keyword"}}}
 PROPERTIES = {
@@ -469,3 +470,10 @@ def test_a_pipeline_of_other_options_is_removed_as_any(
     pipelines.install(client, "docs", Pipeline())
     state["pipelines"]["titlecast-docs"] = with_parts(part)
     assert pipelines.remove(client, "titlecast-docs") == ("docs",)
+
+
+def test_a_window_that_sidecars_refuse_is_warned_of(client: OpenSearch) -> None:
+    most = load_settings().max_hits
+    assert pipelines.install(client, "docs", Pipeline(window=most)) == []
+    (warning,) = pipelines.install(client, "docs", Pipeline(window=most + 1))
+    assert warning.endswith(f"started with TITLECAST_MAX_HITS={most + 1}")

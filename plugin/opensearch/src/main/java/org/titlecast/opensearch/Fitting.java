@@ -4,32 +4,35 @@ import java.util.List;
 import org.titlecast.opensearch.SidecarProtocol.Candidate;
 
 /**
- * A window's hits, their texts cut to what a sidecar takes, so that one book among them does not
- * cost a search its reranking. The models read no more than the beginning of it in any case.
+ * A search's query and a window's hits, their texts cut to what a sidecar takes, so that one book
+ * among them does not cost a search its reranking. The models read no more than the beginning of it
+ * in any case: 256 tokens of a query, four windows of 256 tokens of a passage.
  *
  * @param hits as many as there were, in their order
  * @param cut texts of which the end was left out
  */
-record Fitting(List<Candidate> hits, int cut) {
-  static final int TITLE_CHARACTERS = 10_000; // by default a sidecar refuses 100,000,
-  static final int PASSAGE_CHARACTERS = 100_000; // and of a passage 1,000,000
+record Fitting(String query, List<Candidate> hits, int cut) {
+  static final int QUERY_CHARACTERS = 10_000; // by default a sidecar refuses more,
+  static final int TITLE_CHARACTERS = 10_000; // and of a title 100,000,
+  static final int PASSAGE_CHARACTERS = 32_000; // and of a passage 1,000,000
   static final int ALL_BYTES = 15 << 20; // and in all 16 MiB, of which the query takes some
   private static final int FRAME_BYTES = 80; // of one hit: names, quotes, its score
   private static final int MOST_BYTES = 6; // of one char in JSON: backslash, u, four digits
 
   /** Cuts what is too long, between two code points. */
-  static Fitting of(List<Candidate> hits) {
+  static Fitting of(String query, List<Candidate> hits) {
+    String asked = start(query, QUERY_CHARACTERS, Long.MAX_VALUE);
     List<Candidate> fitting = hits.stream().map(hit -> cut(hit, Long.MAX_VALUE)).toList();
     if (fitting.stream().mapToLong(Fitting::bytes).sum() > ALL_BYTES) {
       long share = ALL_BYTES / hits.size(); // what others leave of theirs stays free
       fitting = fitting.stream().map(hit -> cut(hit, share)).toList();
     }
-    int cut = 0;
+    int cut = asked.length() < query.length() ? 1 : 0;
     for (int i = 0; i < hits.size(); i++) {
       cut += fitting.get(i).title().length() < hits.get(i).title().length() ? 1 : 0;
       cut += fitting.get(i).passage().length() < hits.get(i).passage().length() ? 1 : 0;
     }
-    return new Fitting(fitting, cut);
+    return new Fitting(asked, fitting, cut);
   }
 
   private static Candidate cut(Candidate hit, long bytes) {

@@ -17,6 +17,7 @@ import java.util.HashSet;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Objects;
 import java.util.Set;
 import java.util.concurrent.CancellationException;
 import java.util.concurrent.CompletableFuture;
@@ -136,6 +137,7 @@ final class SidecarClient implements Closeable {
     final AtomicInteger underWay = new AtomicInteger();
     final LongAdder calls = new LongAdder();
     final LongAdder failures = new LongAdder();
+    @Nullable volatile String lastFailure; // what spoke against it
 
     Sidecar(URI url) {
       this.url = url;
@@ -263,7 +265,10 @@ final class SidecarClient implements Closeable {
     }
   }
 
-  /** Asks a sidecar whose searches ran out of time whether it is to blame for that. */
+  /**
+   * Asks a sidecar whose searches ran out of time, here or in its line, whether it is to blame for
+   * that.
+   */
   private void probe(Sidecar sidecar) {
     ask(sidecar, () -> failed(sidecar, Failure.TIMEOUT));
   }
@@ -350,10 +355,21 @@ final class SidecarClient implements Closeable {
                 Failure.BREAKER_OPEN,
                 "Every sidecar failed several times in a row and is left alone until it answers"
                     + " again: see their logs and GET "
-                    + StatsAction.PATH));
+                    + StatsAction.PATH
+                    + lastFailure()));
       } else {
         send(sidecar);
       }
+    }
+
+    /** Why the first sidecar is left alone, so that the remedy is told as long as that is so. */
+    private String lastFailure() {
+      return setup.sidecars.stream()
+          .map(sidecar -> sidecar.lastFailure)
+          .filter(Objects::nonNull)
+          .findFirst()
+          .map(said -> " (" + said + ")")
+          .orElse("");
     }
 
     /**
@@ -417,6 +433,9 @@ final class SidecarClient implements Closeable {
         replace(made.http);
       }
       SidecarException known = explain(error, 0);
+      if (known.failure().countsAgainstSidecar()) {
+        made.sidecar.lastFailure = known.getMessage();
+      }
       made.end(known.failure());
       if (answer.isDone()) {
         return;
@@ -493,6 +512,7 @@ final class SidecarClient implements Closeable {
       }
       sidecar.underWay.decrementAndGet();
       if (failure == null) {
+        sidecar.lastFailure = null;
         if (sidecar.breaker.succeeded()) {
           logger.info("sidecar [{}] answers again", sidecar.url);
         }
@@ -501,7 +521,7 @@ final class SidecarClient implements Closeable {
       if (failure != Failure.CANCELLED) {
         sidecar.failures.increment();
       }
-      if (failure == Failure.TIMEOUT) {
+      if (failure == Failure.TIMEOUT || failure == Failure.POSTPONED) {
         if (sidecar.breaker.late(setup.settings.breakerFailures())) {
           probe(sidecar);
         }
@@ -611,7 +631,15 @@ final class SidecarClient implements Closeable {
       remedy = "see its log";
     }
     Failure failure =
-        status == 429 ? Failure.BUSY : status >= 500 ? Failure.UNAVAILABLE : Failure.REFUSED;
+        switch (status) {
+          case 400, 408, 413, 422 -> Failure.REFUSED;
+          case 429 -> Failure.BUSY;
+          case 503 ->
+              reply.headers().firstValue("Retry-After").isPresent()
+                  ? Failure.POSTPONED
+                  : Failure.UNAVAILABLE;
+          default -> status >= 500 ? Failure.UNAVAILABLE : Failure.MISDIRECTED;
+        };
     return new SidecarException(failure, "The sidecar answered HTTP " + status + ": " + remedy);
   }
 

@@ -23,10 +23,14 @@ final class SidecarException extends RuntimeException {
     TIMEOUT,
     /** HTTP 429. */
     BUSY,
-    /** HTTP 5xx. */
+    /** HTTP 503 with Retry-After: its time passed in line there, or that sidecar is not ready. */
+    POSTPONED,
+    /** Any other HTTP 5xx. */
     UNAVAILABLE,
-    /** Any other status but 200. */
+    /** HTTP 400, 408, 413 or 422: it is this search that is refused. */
     REFUSED,
+    /** Any other status but 200: the key is wrong, or no sidecar is at that address. */
+    MISDIRECTED,
     /** An answer that does not keep to the contract. */
     UNUSABLE,
     /** An answer beyond {@link SidecarSettings#MAX_RESPONSE_SIZE}. */
@@ -46,15 +50,40 @@ final class SidecarException extends RuntimeException {
      */
     boolean countsAgainstSidecar() {
       return switch (this) {
-        case UNREACHABLE, UNRESOLVED, TLS, CONNECTION, UNAVAILABLE, UNUSABLE, TOO_LONG -> true;
-        case TIMEOUT, BUSY, REFUSED, BREAKER_OPEN, IN_FLIGHT_BOUND, CANCELLED, INTERNAL -> false;
+        case UNREACHABLE,
+            UNRESOLVED,
+            TLS,
+            CONNECTION,
+            UNAVAILABLE,
+            MISDIRECTED,
+            UNUSABLE,
+            TOO_LONG ->
+            true;
+        case TIMEOUT,
+            BUSY,
+            POSTPONED,
+            REFUSED,
+            BREAKER_OPEN,
+            IN_FLIGHT_BOUND,
+            CANCELLED,
+            INTERNAL ->
+            false;
       };
     }
 
     /** Whether another sidecar may do better. */
     boolean worthAnother() {
       return switch (this) {
-        case UNREACHABLE, UNRESOLVED, TLS, CONNECTION, BUSY, UNAVAILABLE, UNUSABLE -> true;
+        case UNREACHABLE,
+            UNRESOLVED,
+            TLS,
+            CONNECTION,
+            BUSY,
+            POSTPONED,
+            UNAVAILABLE,
+            MISDIRECTED,
+            UNUSABLE ->
+            true;
         case TIMEOUT, REFUSED, TOO_LONG, BREAKER_OPEN, IN_FLIGHT_BOUND, CANCELLED, INTERNAL ->
             false;
       };

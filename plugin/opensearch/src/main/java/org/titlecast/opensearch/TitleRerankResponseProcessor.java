@@ -11,6 +11,7 @@ import java.util.concurrent.CompletionException;
 import java.util.concurrent.Executor;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
+import java.util.function.Function;
 import org.apache.logging.log4j.LogManager;
 import org.apache.logging.log4j.Logger;
 import org.opensearch.OpenSearchStatusException;
@@ -55,6 +56,9 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
   private static final String ON_FAILURE = "on_failure";
 
   private static final long QUIET_NANOS = TimeUnit.MINUTES.toNanos(1);
+
+  // Reading so much of sources takes about a millisecond.
+  private static final long READ_AT_ONCE_BYTES = 256 << 10;
 
   /** The node's, because a pipeline written into a request makes a processor for every search. */
   private static final AtomicLong quietUntil = new AtomicLong(System.nanoTime());
@@ -180,10 +184,19 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
     CompletableFuture<SearchResponse> reranked;
     try {
       Candidates candidates = candidates(request, response, context);
-      reranked =
-          candidates == null
-              ? CompletableFuture.completedFuture(response)
-              : rerank(response, candidates, started);
+      // A verbose search goes on after a failure, with the whole window instead of the page.
+      boolean mayFail =
+          request.source() == null || !Boolean.TRUE.equals(request.source().verbosePipeline());
+      if (candidates == null) {
+        reranked = CompletableFuture.completedFuture(response);
+      } else if (sourceBytes(response) <= READ_AT_ONCE_BYTES) {
+        reranked = rerank(response, candidates, mayFail, started);
+      } else { // where the last shard is on another node, this is a thread of its network's
+        reranked =
+            CompletableFuture.supplyAsync(
+                    () -> rerank(response, candidates, mayFail, started), node.executor())
+                .thenCompose(Function.identity());
+      }
     } catch (RuntimeException e) {
       reranked = CompletableFuture.failedFuture(e);
     }
@@ -197,6 +210,15 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
             preserving.onFailure(asException(error));
           }
         });
+  }
+
+  private static long sourceBytes(SearchResponse response) {
+    long bytes = 0;
+    for (SearchHit hit : response.getHits().getHits()) {
+      BytesReference source = hit.getSourceRef();
+      bytes += source == null ? 0 : source.length();
+    }
+    return bytes;
   }
 
   /** What there is to rerank; null if this search is to be left alone. */
@@ -222,7 +244,7 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
   }
 
   private CompletableFuture<SearchResponse> rerank(
-      SearchResponse response, Candidates candidates, long started) {
+      SearchResponse response, Candidates candidates, boolean mayFail, long started) {
     TextFields read = Objects.requireNonNullElse(fields, candidates.fields());
     CompletableFuture<Answer> answer;
     int cut = 0;
@@ -234,13 +256,13 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
         return CompletableFuture.completedFuture(
             inEngineOrder(response, candidates, noText(read), started));
       }
-      Fitting fitting = Fitting.of(hits);
+      Fitting fitting = Fitting.of(candidates.queryText(), hits);
       cut = fitting.cut();
       asked = System.nanoTime();
       answer =
           node.sidecar()
               .rerank(
-                  new Call(candidates.queryText(), fitting.hits(), passageDepth),
+                  new Call(fitting.query(), fitting.hits(), passageDepth),
                   timeout,
                   Origin.of(node.threadContext()),
                   node.executor());
@@ -268,7 +290,8 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
                           readAt - started, answered - readAt, System.nanoTime() - answered));
               return reranked;
             })
-        .exceptionally(error -> withoutAnswer(response, candidates, asException(error), started));
+        .exceptionally(
+            error -> withoutAnswer(response, candidates, asException(error), mayFail, started));
   }
 
   private List<Candidate> read(SearchResponse response, int window, TextFields read) {
@@ -304,13 +327,17 @@ public final class TitleRerankResponseProcessor extends AbstractProcessor
   }
 
   private SearchResponse withoutAnswer(
-      SearchResponse response, Candidates candidates, Exception error, long started) {
+      SearchResponse response,
+      Candidates candidates,
+      Exception error,
+      boolean mayFail,
+      long started) {
     Failure failure = error instanceof SidecarException known ? known.failure() : Failure.INTERNAL;
     boolean cancelled = failure == Failure.CANCELLED;
-    boolean fails = onFailure == OnFailure.ERROR || cancelled;
+    boolean fails = mayFail && (onFailure == OnFailure.ERROR || cancelled);
     long now = System.nanoTime();
     node.stats().failed(failure, fails, now - started);
-    if (cancelled) { // as the engine's own phases end; nobody waits for a page any more
+    if (cancelled && fails) { // as the engine's own phases end; nobody waits for a page any more
       throw new TaskCancelledException(error.getMessage());
     }
     long until = quietUntil.get();

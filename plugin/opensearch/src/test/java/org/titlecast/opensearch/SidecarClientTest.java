@@ -31,6 +31,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.Timeout;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 import org.opensearch.common.settings.Settings;
 import org.opensearch.common.unit.TimeValue;
 import org.titlecast.opensearch.SidecarProtocol.Answer;
@@ -333,6 +334,33 @@ class SidecarClientTest {
     assertEquals(6, sidecar.received.size());
   }
 
+  /** One that refuses at once has the fewest calls under way: it must not draw all searches. */
+  @ParameterizedTest
+  @ValueSource(ints = {204, 301, 401, 403, 404, 405})
+  void leavesAloneWhatTakesNoSearches(int status) {
+    try (FakeSidecar wrong = new FakeSidecar().willSay(status, "")) {
+      wrong.ready = false; // no sidecar's address, say
+      SidecarClient client = wary(wrong.url(), sidecar.url());
+      for (int i = 0; i < 12; i++) {
+        assertEquals("fake", ask(client, LONG).join().model());
+      }
+      assertEquals("open", known(client, 0, "breaker"));
+      assertEquals(2, wrong.received.size());
+    }
+  }
+
+  @Test
+  void theRemedyIsToldAsLongAsNobodyIsAsked() {
+    sidecar.ready = false;
+    sidecar.willSay(401, "");
+    SidecarClient client = wary(sidecar.url());
+    for (int i = 0; i < 4; i++) {
+      String message = failure(client, LONG);
+      assertTrue(message.contains("title_rerank.sidecar.key"), message);
+    }
+    assertEquals(2, sidecar.received.size());
+  }
+
   @Test
   void triesEverySidecarOnce() {
     String message = failure(client(FakeSidecar.nobody(), FakeSidecar.nobody()), LONG);
@@ -469,7 +497,9 @@ class SidecarClientTest {
   }
 
   @ParameterizedTest
-  @CsvSource({"429, 2", "503, 2", "500, 2", "400, 1", "413, 1", "422, 1", "404, 1", "401, 1"})
+  @CsvSource({
+    "429, 2", "503, 2", "500, 2", "400, 1", "413, 1", "422, 1", "408, 1", "404, 2", "401, 2"
+  })
   void asksAnotherWhereThatMayHelp(int status, int asked) {
     try (FakeSidecar second = new FakeSidecar()) {
       sidecar.willSay(status, "");
@@ -549,7 +579,7 @@ class SidecarClientTest {
   @Test
   void whatTheCallerIsToBlameForOpensNoBreaker() {
     SidecarClient client = wary(sidecar.url());
-    for (int status : new int[] {400, 413, 422, 429, 401, 404, 413, 422, 429}) {
+    for (int status : new int[] {400, 413, 422, 429, 408, 400, 413, 422, 429}) {
       sidecar.willSay(status, "");
       assertTrue(failure(client, LONG).contains("HTTP " + status));
     }
@@ -569,6 +599,27 @@ class SidecarClientTest {
       sidecar.will(FakeSidecar::reverse);
       assertEquals("fake", ask(client, LONG).join().model());
     }
+  }
+
+  /** As all those are at once that stood in line behind a search which took too long. */
+  @Test
+  void searchesThatWerePostponedCostNobodyElseTheirReranking() throws Exception {
+    SidecarClient client = wary(sidecar.url());
+    sidecar.will(
+        (exchange, request) -> {
+          exchange.getResponseHeaders().add("Retry-After", "1");
+          FakeSidecar.send(exchange, 503, "{\"error\": \"its time passed\"}");
+        });
+    for (int i = 0; i < 3; i++) {
+      assertTrue(failure(client, LONG).contains("HTTP 503: its time passed"));
+      assertTrue(failure(client, LONG).contains("HTTP 503: its time passed"));
+      waitUntil(() -> known(client, 0, "failures_in_a_row").equals(0)); // it answered the probe
+      assertEquals("closed", known(client, 0, "breaker"));
+    }
+    sidecar.ready = false; // and a sidecar that says so of its models is left alone
+    failure(client, LONG);
+    failure(client, LONG);
+    waitUntil(() -> known(client, 0, "breaker").equals("open"));
   }
 
   @Test

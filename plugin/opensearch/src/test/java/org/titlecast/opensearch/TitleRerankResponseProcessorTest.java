@@ -12,11 +12,13 @@ import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 import java.util.Map;
+import java.util.concurrent.BlockingQueue;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.ExecutionException;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicInteger;
 import java.util.concurrent.locks.LockSupport;
@@ -397,6 +399,48 @@ class TitleRerankResponseProcessorTest {
                     Examples.response(Examples.hits(4))));
     assertEquals(RestStatus.SERVICE_UNAVAILABLE, failed.status());
     assertEquals("The sidecar answered HTTP 500: Broken: mend it.", failed.getMessage());
+  }
+
+  /** There the engine goes on after a failure with what it has: the whole window. */
+  @Test
+  void aVerboseSearchHasItsPageInAnyCase() throws Exception {
+    sidecar.willSay(500, "");
+    SearchResponse response =
+        search(
+            "{}",
+            "{'on_failure': 'error', 'timeout': '20s'}",
+            "{" + MATCH + ", 'from': 1, 'size': 2, '_source': ['x'], 'verbose_pipeline': true}",
+            Examples.response(Examples.hits(4)));
+    assertEngineOrder(response, "HTTP 500");
+  }
+
+  @Test
+  void largeSourcesAreReadByTheExecutor() throws Exception {
+    BlockingQueue<Runnable> held = new LinkedBlockingQueue<>();
+    TitleRerankResponseProcessor processor =
+        Examples.create(
+            TitleRerankResponseProcessor.factory(
+                new TitleRerankResponseProcessor.Node(
+                    client, stats, threadContext, held::add, Examples.REGISTRY)),
+            "{" + PATIENT + "}");
+    String large = "{'title': 'T', 'passage': '" + "word ".repeat(60_000) + "'}";
+    new Candidates(0, 10, 100, "fox", TextFields.DEFAULT, null).remember(context);
+    CompletableFuture<SearchResponse> result = new CompletableFuture<>();
+    processor.processResponseAsync(
+        Examples.search("{" + MATCH + "}"),
+        Examples.response(Examples.hit(0, large), Examples.hit(1, large)),
+        context,
+        ActionListener.wrap(result::complete, result::completeExceptionally));
+    assertEquals(1, held.size());
+    assertEquals(List.of(), sidecar.received);
+    while (!result.isDone()) {
+      Runnable next = held.poll(20, TimeUnit.MILLISECONDS);
+      if (next != null) {
+        next.run();
+      }
+    }
+    assertEquals(List.of("id1", "id0"), Examples.ids(result.get()));
+    assertEquals(32_000, sent().get(0).get("passage").toString().length());
   }
 
   @Test
