@@ -145,6 +145,9 @@ def shrunk(recipe: Recipe, backbone: Path, teacher: Path) -> Recipe:
         changes["taught_by"] = recipe.taught_by.model_copy(update=few)
     if recipe.start:
         changes["start"] = str(teacher)
+    if recipe.keep:
+        few_lists = {"queries": 5, "phrases": 5, "words": 5, "queries_per_step": 2, "size": 5}
+        changes["keep"] = recipe.keep.model_copy(update=few_lists)
     if recipe.augment:
         small = {"every": 1, "first": 0, "labelled": 4, "made": 2, "pool": 30, "depth": 5}
         small |= {"unlabelled": min(recipe.augment.unlabelled, 2)}
