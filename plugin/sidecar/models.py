@@ -115,7 +115,7 @@ def hash_models(folder: Path) -> str:
     """SHA-256 over the files that serving reads, with their names; the first 16 hex digits."""
     digest = hashlib.sha256()
     # A stage's folder may be a link, which a pattern does not follow.
-    linked = [path for path in folder.iterdir() if path.is_symlink() and path.is_dir()]
+    linked = [path for path in folder.glob("*") if path.is_symlink() and path.is_dir()]
     paths = {path for root in (folder, *linked) for path in root.glob("**/*")}
     for path in sorted(paths):
         if path.suffix in (".json", ".onnx", ".bin") and path.is_file():

@@ -19,7 +19,7 @@ from plugin.engines import Engine
 
 REPOSITORY = Path(__file__).parents[2]
 INDEX = "titlecast-demo"
-MARK = "TITLECAST_TEST_DEMO"  # an environment variable that all inherit from the demo
+MARK = "OF_THE_TEST_DEMO"  # an environment variable that all inherit from the demo
 SECONDS = 1200
 
 

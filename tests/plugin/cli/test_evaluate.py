@@ -277,9 +277,9 @@ def test_a_saved_run_is_a_first_stage(tmp_path: Path, data: Path) -> None:
     first = report(tmp_path, data, "--stage", "title", "--save-run", saved)
     assert read_run(saved).keys() == {"q1", "q2"}
     again = report(tmp_path, data, "--stage", "bm25", "--run", saved, "--candidates", 2)
-    assert rows(again) == ["saved", "ceiling"]
+    assert rows(again) == ["run saved", "ceiling"]
     assert again["first_stage"] == "run file saved.txt"
-    assert mean(again, "saved", "RR@10") == mean(first, "title stage", "RR@10")
+    assert mean(again, "run saved", "RR@10") == mean(first, "title stage", "RR@10")
 
 
 def test_a_run_over_other_documents_is_an_error(tmp_path: Path, data: Path) -> None:
