@@ -13,7 +13,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from indexing.records import Document, Record
-from reranker.tokens import Tokenizer
+from reranker.tokens import Tokenizer, head_of
 
 DEFAULT_OVERLAP = 32
 MIN_TOKENS = 16
@@ -82,8 +82,7 @@ class Splitter:
         Their ids are made of page, position and content; the document's own id is their page's
         if it has no other.
         """
-        # As the passage models put it before a passage.
-        (title,) = self._tokenizer.count([f"{document.title}." if document.title else ""])
+        (title,) = self._tokenizer.count([head_of(document.title, document.passage)])
         # The passage model gives a title at most a quarter of its window.
         budget = self.tokens - _SPECIAL - min(title, self.tokens // 4)
         page = document.page_id or document.id

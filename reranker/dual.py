@@ -15,7 +15,7 @@ import numpy as np
 
 from reranker.runtime import Crew, Graph, layouts, lower_feed, lower_rows, read_config, to_runtime
 from reranker.stages import SHIPPED, EmptyQueryError
-from reranker.tokens import Tokenizer
+from reranker.tokens import Tokenizer, head_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,8 +86,7 @@ class DualEncoder:
                 "which may be empty, for each passage"
             )
         windowed = self._tokenizer.windows(
-            # The shape the model was trained on: "title. passage".
-            [f"{t}." if t and p else t for t, p in zip(titles, passages, strict=True)],
+            list(map(head_of, titles, passages)),
             passages,
             limit=self.config["max_passage_tokens"],
             stride=self.config["stride"],

@@ -14,7 +14,7 @@ import numpy as np
 
 from reranker.lru import Cache, CacheUse, through
 from reranker.runtime import load_model
-from reranker.tokens import Encoded, Tokenizer, Windowed
+from reranker.tokens import Encoded, Tokenizer, Windowed, head_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -177,8 +177,7 @@ class PassageReranker(_Reranker):
 
     def _encode(self, pairs: Sequence[tuple[str, str]]) -> list[Windowed]:
         return self._tokenizer.windows(
-            # The shape the model was trained on: "title. passage".
-            [f"{title}." if title and passage else title for title, passage in pairs],
+            [head_of(title, passage) for title, passage in pairs],
             [passage for _, passage in pairs],
             limit=self.config["max_passage_tokens"],
             stride=self.config["stride"],

@@ -167,6 +167,11 @@ class Tokenizer:
         return out
 
 
+def head_of(title: str, passage: str) -> str:
+    """The head of a passage's windows, as models are trained to read it: "title. passage"."""
+    return f"{title}." if title and passage else title
+
+
 def kept_tokens(tokenizer: _Tokenizer, left_out: Sequence[str]) -> NDArray[np.bool_] | None:
     """Which ids (vocabulary,) are none of `left_out`'s; None where nothing is left out.
 

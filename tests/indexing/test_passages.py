@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from indexing.passages import Splitter, passage_id, sentences, split_sentences
 from indexing.records import Document, Failure, Record, Skip
 from reranker.stages import SHIPPED
-from reranker.tokens import Tokenizer
+from reranker.tokens import Tokenizer, head_of
 
 TOKENIZER = Tokenizer(SHIPPED / "passage" / "tokenizer.json")
 WINDOW = 256
@@ -115,7 +115,7 @@ def test_passages_fit_the_model_with_their_title() -> None:
     text = "".join(sentence.format(number) for number in range(300))
     for title in ("", "Foxes", "A very long title " * 40):
         parts = list(Splitter(TOKENIZER, WINDOW).parts(Document("1", title, text)))
-        heads = [f"{title}." if title else ""] * len(parts)  # as the models put it
+        heads = [head_of(title, one.passage) for one in parts]
         found = TOKENIZER.windows(heads, [p.passage for p in parts], WINDOW, 32, 4)
         assert [len(one.windows) for one in found] == [1] * len(parts)
         assert all(len(one.windows[0]) <= WINDOW for one in found)
