@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,16 +21,19 @@ from reranker.models.broadcast import BroadcastEncoder
 from reranker.training import examples
 from reranker.training.lists import Batch, Tokens, draw_examples, draw_list, make_batch
 from reranker.training.pairs import against_titles, make_queries, phrase, sentences_of
-from reranker.training.scoring import dual_logits, list_logits
-from reranker.training.start import load_any, new_model, text_tokens, tokenizer_of
+from reranker.training.scoring import dual_logits
+from reranker.training.start import new_model, text_tokens, tokenizer_of
+from reranker.training.teachers import NetworkTeacher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from accelerate import PartialState
     from torch import Tensor
 
     from reranker.training.config import KeepConfig, Recipe
+    from reranker.training.teachers import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -153,9 +155,14 @@ def _config(recipe: Recipe) -> KeepConfig:
 
 
 class Keeper:
-    """Draws unlabelled lists, and scores them as what was known before the training does."""
+    """Draws unlabelled lists, and scores them as what was known before the training does.
 
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device) -> None:
+    That is the teacher where it is a network, or else the bi-encoder that the training began as.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, device: torch.device, teacher: Teacher | None = None
+    ) -> None:
         self._config, self._recipe, self._device = _config(recipe), recipe, device
         pool, self._items = examples.load(folder / FOLDER)
         if not self._items:
@@ -165,7 +172,10 @@ class Keeper:
         self._texts = text_tokens(recipe, tokenizer, pool)
         queries = [item.query for item in self._items]
         self._queries = Tokens(tokenizer, queries, recipe.lists.max_query_tokens)
-        self._known = known_before(recipe, device)
+        if isinstance(teacher, NetworkTeacher):
+            self._known = teacher.logits
+        else:
+            self._known = bi_encoder_of(recipe, device)
         self._lists = recipe.lists.model_copy(update={"size": self._config.size, "golds": 1})
 
     @torch.no_grad()
@@ -186,12 +196,8 @@ class Keeper:
         return batch, self._known(batch).float()  # of bf16 products they are bf16
 
 
-def known_before(recipe: Recipe, device: torch.device) -> Callable[[Batch], Tensor]:
-    """What scores lists, (B, N), as they were scored before: the teacher, or else the start."""
-    teacher = recipe.taught_by
-    if teacher is not None and teacher.folder is not None:
-        network = load_any(Path(teacher.folder), teacher.blend).to(device).requires_grad_(False)
-        return lambda batch: list_logits(network, batch)
+def bi_encoder_of(recipe: Recipe, device: torch.device) -> Callable[[Batch], Tensor]:
+    """What scores lists, (B, N), as the bi-encoder does that the training began as."""
     start = new_model(recipe)
     if not isinstance(start, BroadcastEncoder) or start.config.start != "bi-encoder":
         raise ValueError(

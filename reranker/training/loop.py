@@ -89,7 +89,7 @@ def train(
     pool, items, texts, queries, dev, dev_queries = data or load_data(recipe, folder)
     teacher = find_teacher(recipe, pool, items, device)
     miner = Miner(recipe, items, texts, queries)
-    keeper = Keeper(recipe, folder, device) if recipe.keep else None
+    keeper = Keeper(recipe, folder, device, teacher) if recipe.keep else None
 
     kept = folder / "checkpoint.pt"
     step, best, since = 0, -1.0, 0  # `since`: looks at the dev split without a better result

@@ -70,13 +70,16 @@ class NetworkTeacher:
     def __init__(self, model: Model, precision: str = "fp32") -> None:
         self._model, self._precision = model, precision
 
-    @torch.no_grad()
     def scores(self, batch: Batch, chosen: Sequence[int], lists: Lists) -> Tensor | None:
         """See `Teacher`."""
+        return self.logits(batch).masked_fill(~batch.valid, float("nan"))
+
+    @torch.no_grad()
+    def logits(self, batch: Batch) -> Tensor:
+        """The network's scores of lists that no example need hold, (B, N)."""
         device, low = batch.valid.device.type, self._precision == "bf16"
         with torch.autocast(device, torch.bfloat16, enabled=low):
-            scores = list_logits(self._model, batch).float()  # of bf16 products they are bf16
-        return scores.masked_fill(~batch.valid, float("nan"))
+            return list_logits(self._model, batch).float()  # of bf16 products they are bf16
 
 
 class EncoderTeacher:

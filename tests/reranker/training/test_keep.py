@@ -21,6 +21,7 @@ from reranker.training.loop import find_processes, train
 from reranker.training.pairs import phrase, sentences_of
 from reranker.training.scoring import list_logits
 from reranker.training.start import load_any, new_model, tokenizer_of
+from reranker.training.teachers import find_teacher
 from tests.reranker.training.conftest import prepared, recipe_text
 
 KEEP = '[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\n'
@@ -131,7 +132,9 @@ def test_what_is_kept_are_the_teachers_scores_where_one_teaches(data, backbone, 
     assert len(items) > 10
     assert sum(item.golds == [] for item in items) == 10
     assert max(max(item.texts) for item in items) < len(pool)
-    keeper = Keeper(recipe, tmp_path / "student", torch.device("cpu"))
+    device = torch.device("cpu")
+    teaches = find_teacher(recipe, pool, items, device)
+    keeper = Keeper(recipe, tmp_path / "student", device, teaches)
     teacher, start = load_any(tmp_path / "teacher"), new_model(recipe).eval()
     for draw in range(8):
         batch, scores = keeper.draw(draw, find_processes())
