@@ -81,16 +81,16 @@ def _host(url: str) -> dict[str, Any]:
     try:
         parts = urlsplit(with_scheme(url))
         port = parts.port
+        # An @ behind what is read as the host: that was the beginning of a password.
+        cut_short = "@" in parts.path + parts.query + parts.fragment
+        named = parts.scheme in ("http", "https") and parts.hostname and not cut_short
     except ValueError:  # whose text may hold a part of the password
-        parts, port = None, None
-    # An @ behind what is read as the host: that was the beginning of a password.
-    behind = parts.path + parts.query + parts.fragment if parts else ""
-    named = parts and parts.scheme in ("http", "https") and parts.hostname
-    if not parts or not named or "@" in behind:
+        named = False
+    if not named:
         raise ClusterError(
             f"{shown_address(url)!r} is no address of a cluster: write http://HOST:PORT or https://…,"
             " and in a user or password %2F for /, %23 for #, %3F for ?, %40 for @, %25 for %"
-        ) from None
+        )
     secure = parts.scheme == "https"
     host: dict[str, Any] = {
         "host": parts.hostname,

@@ -1,4 +1,4 @@
-"""A sidecar as a process beside this one, for the demo: started, awaited, and ended with it."""
+"""Sidecars as processes beside this one; for the demo, one started, awaited, and ended with it."""
 
 from __future__ import annotations
 
