@@ -172,6 +172,7 @@ class Keeper:
         self._texts = text_tokens(recipe, tokenizer, pool)
         queries = [item.query for item in self._items]
         self._queries = Tokens(tokenizer, queries, recipe.lists.max_query_tokens)
+        self._known: Callable[[Batch], Tensor]
         if isinstance(teacher, NetworkTeacher):
             self._known = teacher.logits
         else:
