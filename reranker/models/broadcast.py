@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SINKS = 2  # one for [CLS], one for [SEP]
+_NEVER = -1e4  # a logit that no bf16 softmax gives any weight
+_WIDER = 8  # units that a head has more in fused attention: kernels want multiples of eight
 
 
 @dataclass(frozen=True)
@@ -248,31 +250,88 @@ class BroadcastEncoder(nn.Module):
             lengths = query.mask.sum(1, keepdim=True)  # (B, 1)
             first = lengths if owner is None else lengths[owner]
         x = self.embed(ids, first, 1 if scratch else 0)  # (N, T, H)
-        seen = mask[:, None, None, :]  # (N, 1, 1, T)
         for depth, module in enumerate(self.layers):
             layer: Layer = module  # type: ignore[assignment]
             q, k = layer.split(layer.query(x)), layer.split(layer.key(x))
             v = layer.split(layer.value(x))  # all (N, A, T, D)
-            root = q.shape[-1] ** 0.5
-            own = (q @ k.transpose(-1, -2) / root).masked_fill(~seen, float("-inf"))
-            if sinks:
-                rest = q @ self.sink_keys[depth].transpose(-1, -2) / root  # (N, A, T, 2)
-                own = torch.cat([own, rest], -1)
-                v = torch.cat([v, self.sink_values[depth].expand(len(v), -1, -1, -1)], 2)
-            if query is None or depth < self.config.first_query_layer:
-                context = own.softmax(-1) @ v
-            else:
-                bias = self.query_bias[depth][:, None, None]  # (A, 1, 1)
-                read = self._against(q, query.keys[depth].transpose(-1, -2), owner)
-                shared = query.mask[:, None, None, :]  # (B, 1, 1, Q)
-                shared = shared if owner is None else shared[owner]
-                read = (read / root + bias).masked_fill(~shared, float("-inf"))
-                weights = torch.cat([own, read], -1).softmax(-1)  # (N, A, T, T + 2 + Q)
-                width = own.shape[-1]
-                context = weights[..., :width] @ v
-                context = context + self._against(weights[..., width:], query.values[depth], owner)
-            x = layer.finish(x, context)
+            read = None if depth < self.config.first_query_layer else query
+            attend = self.attend_fused if x.is_cuda else self.attend
+            x = layer.finish(x, attend(depth, q, k, v, mask, read, owner))
         return x, mask
+
+    def attend(
+        self,
+        depth: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        query: QueryStates | None,
+        owner: Tensor | None,
+    ) -> Tensor:
+        """What texts read of themselves, of the sinks and of a query, (N, A, T, D).
+
+        `q`, `k` and `v` (N, A, T, D) are the texts' own, `mask` (N, T) their tokens.
+        """
+        root = q.shape[-1] ** 0.5
+        seen = mask[:, None, None, :]  # (N, 1, 1, T)
+        own = (q @ k.transpose(-1, -2) / root).masked_fill(~seen, float("-inf"))
+        if self.config.sinks:
+            rest = q @ self.sink_keys[depth].transpose(-1, -2) / root  # (N, A, T, 2)
+            own = torch.cat([own, rest], -1)
+            v = torch.cat([v, self.sink_values[depth].expand(len(v), -1, -1, -1)], 2)
+        context: Tensor
+        if query is None:
+            context = own.softmax(-1) @ v
+            return context
+        bias = self.query_bias[depth][:, None, None]  # (A, 1, 1)
+        read = self._against(q, query.keys[depth].transpose(-1, -2), owner)
+        shared = query.mask[:, None, None, :]  # (B, 1, 1, Q)
+        shared = shared if owner is None else shared[owner]
+        read = (read / root + bias).masked_fill(~shared, float("-inf"))
+        weights = torch.cat([own, read], -1).softmax(-1)  # (N, A, T, T + 2 + Q)
+        width = own.shape[-1]
+        context = weights[..., :width] @ v
+        return context + self._against(weights[..., width:], query.values[depth], owner)
+
+    def attend_fused(
+        self,
+        depth: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor,
+        query: QueryStates | None,
+        owner: Tensor | None,
+    ) -> Tensor:
+        """`attend` by one fused kernel, which never holds the weights: for GPUs.
+
+        Biases and masks are an eighth more of every head's units, where all of `q` are 1, since
+        the fast kernels (Dao 2023, arXiv 2307.08691) take no bias that is learned.
+        """
+        n, heads, _, size = q.shape
+        parts = [(k, v, torch.where(mask, 0.0, _NEVER)[:, None].expand(-1, heads, -1))]
+        if self.config.sinks:
+            sinks = self.sink_keys[depth], self.sink_values[depth]
+            both = [each.expand(n, -1, -1, -1) for each in sinks]
+            parts.append((both[0], both[1], q.new_zeros(n, heads, SINKS)))
+        if query is not None:
+            whose = torch.zeros(n, dtype=torch.long, device=q.device) if owner is None else owner
+            bias = self.query_bias[depth][:, None]  # (A, 1)
+            bias = torch.where(query.mask[:, None], bias, _NEVER)[whose]  # (N, A, Q)
+            parts.append((query.keys[depth][whose], query.values[depth][whose], bias))
+        keys, values, biases = (
+            torch.cat([p.to(q.dtype) for p in x], 2) for x in zip(*parts, strict=True)
+        )
+        wider = (0, _WIDER)
+        ones = F.pad(q.new_ones(n, heads, q.shape[2], 1), (0, _WIDER - 1))
+        context = F.scaled_dot_product_attention(
+            torch.cat([q / size**0.5, ones], -1),
+            torch.cat([keys, F.pad(biases[..., None], (0, _WIDER - 1))], -1),
+            F.pad(values, wider),
+            scale=1.0,
+        )
+        return context[..., :size]
 
     @torch.no_grad()
     def add_sinks(self, ids: Tensor, mask: Tensor) -> BroadcastEncoder:

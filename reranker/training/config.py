@@ -148,8 +148,9 @@ class TeacherConfig(_Strict):
 class KeepConfig(_Strict):
     """Unlabelled lists on which the network is held to what was known before.
 
-    To the scores of the network that `taught_by` names, or else to those of the bi-encoder that
-    the training started as, so that training in some domains does not forget others.
+    To the scores of the network that `taught_by` names, or of the one that is the `start`, or
+    else to those of the bi-encoder that the training started as, so that training in some domains
+    does not forget others.
     """
 
     corpora: list[str] = []  # below the data folder
@@ -161,6 +162,8 @@ class KeepConfig(_Strict):
     words: int = Field(default=0, ge=0)  # and lists of words drawn at random from the vocabulary
     queries_per_step: int = Field(default=2, ge=1)
     size: int = Field(default=16, ge=2)  # texts per list
+    text_words: int = Field(default=8, ge=1)  # at most so many in a text of phrases or words
+    held_to: Literal["teacher", "start"] = "teacher"  # if there is such a one
 
     @model_validator(mode="after")
     def _makes_lists(self) -> KeepConfig:
@@ -251,8 +254,12 @@ class Recipe(_Strict):
             )
         if self.data.made and self.task != "title":
             raise ValueError("made is for titles; passages have augment.made")
-        if self.keep and (self.architecture != "broadcast" or self.task != "title"):
-            raise ValueError("keep needs a title model of the broadcast architecture")
+        if self.keep and self.architecture != "broadcast":
+            raise ValueError("keep needs a model of the broadcast architecture")
+        if self.keep and self.task != "title" and self.keep.corpora and self.keep.queries:
+            raise ValueError("keep.queries are for titles; for passages give 0, and phrases, words")
+        if self.keep and self.keep.held_to == "start" and self.start is None:
+            raise ValueError('keep.held_to = "start" needs a start')
         return self
 
 

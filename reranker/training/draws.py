@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from reranker.training.augment import Augmenter
     from reranker.training.config import Recipe
     from reranker.training.examples import Example
+    from reranker.training.keep import KeepLists
     from reranker.training.lists import Tokens
     from reranker.training.mining import Miner
 
@@ -44,6 +45,7 @@ class Draw(NamedTuple):
     lists: list[tuple[list[int], list[float]]]  # their texts by place in the pool, and scores
     batch: Batch
     added: Tensor  # (B,), True where the first stage's scores are added
+    held: Batch | None = None  # unlabelled lists, on which the network is held to what it knew
 
 
 class Draws(Dataset[Draw]):
@@ -59,10 +61,11 @@ class Draws(Dataset[Draw]):
         miner: Miner,
         augmenter: Augmenter | None,
         processes: PartialState,
+        keep: KeepLists | None = None,
     ) -> None:
         self._recipe, self._items, self._pool = recipe, items, pool
         self._queries, self._texts = queries, texts
-        self._miner, self._augmenter = miner, augmenter
+        self._miner, self._augmenter, self._keep = miner, augmenter, keep
         # This process's share of every draw.
         self._mine = slice(processes.process_index, None, processes.num_processes)
 
@@ -89,7 +92,8 @@ class Draws(Dataset[Draw]):
             augmenter.texts if augmenter else self._texts,
             chunks=passes(recipe, lists[mine]),
         )
-        return Draw(chosen[mine], lists[mine], batch, added[mine])
+        held = self._keep.of(draw, mine) if self._keep else None
+        return Draw(chosen[mine], lists[mine], batch, added[mine], held)
 
     def of(self, first: int, last: int) -> Iterator[Draw]:
         """The draws from `first` to before `last`, before which nothing is mined anew.

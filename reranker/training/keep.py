@@ -2,7 +2,7 @@
 
 Training on one domain's titles destroys what the backbone knew about others. On unlabelled lists,
 of documents or of words drawn at random, the scores of the network that teaches are the target,
-or else the start's own (cosines, as a bi-encoder gives them).
+or of the one that the training starts from, or else that one's cosines, as a bi-encoder's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from accelerate import PartialState
     from torch import Tensor
 
     from reranker.training.config import KeepConfig, Recipe
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "keep"
 
-_QUERY_WORDS, _TEXT_WORDS = 10, 8  # at most so many in lists of phrases and of words
+_QUERY_WORDS = 10  # at most so many in lists of phrases and of words
 _SHARES = (0.0, 0.0, 0.25, 0.5)  # of a text's words that are the query's
 _JOINTS = (*[" "] * 16, "-", ".", "_", ": ")  # of words: now and then as software is named
 
@@ -69,43 +68,49 @@ def prepare_keep(recipe: Recipe, data: Path, out: Path) -> None:
         chosen = [corpus[ids[i]] for i in rng.permutation(len(ids))[: 2 * config.queries].tolist()]
         made = make_queries(chosen, rng, most=1)[: config.queries]
         add(*against_titles(path, made, corpus, rng))
-        add(*phrase_lists(path, list(corpus.values()), config.phrases, config.size, rng))
+        documents = list(corpus.values())
+        add(*phrase_lists(path, documents, config.phrases, config.size, rng, config.text_words))
         log.info("%s: %d lists to keep", path, len(items))
     if config.words:
         words = whole_words(Tokenizer.from_str(tokenizer_of(recipe)))
         rng = np.random.default_rng([recipe.seed, 6])
-        add(*word_lists(words, config.words, config.size, rng))
+        add(*word_lists(words, config.words, config.size, rng, config.text_words))
     examples.save(out / FOLDER, pool, items)
 
 
 def phrase_lists(
-    name: str, documents: Sequence[Document], number: int, size: int, rng: np.random.Generator
+    name: str,
+    documents: Sequence[Document],
+    number: int,
+    size: int,
+    rng: np.random.Generator,
+    text_words: int = 8,
 ) -> tuple[list[str], list[examples.Example]]:
     """Pieces of sentences as queries against other pieces: texts that are no names of pages.
 
     A quarter of a list's `size` texts is of the query's own document, a half of documents that
-    share words with it, the rest of any. The examples have no gold texts.
+    share words with it, the rest of any; each has one to `text_words` words. The examples have
+    no gold texts.
     """
     sentences = [cut for one in documents if len(cut := sentences_of(one.text)) > 1]
     if not number or not sentences:
         return [], []
     engine = BM25([str(place) for place in range(len(sentences))], map(" ".join, sentences))
 
-    def piece(place: int, most: int) -> str:
-        return phrase(sentences[place][rng.integers(len(sentences[place]))], rng, most)
-
     lists = []
     for own in rng.integers(len(sentences), size=number).tolist():
-        query = piece(own, _QUERY_WORDS)
+        sentence = sentences[own][rng.integers(len(sentences[own]))]
+        query = phrase(sentence, rng, _QUERY_WORDS)
         near = [int(place) for place, _ in engine.search(query, size)]
         anywhere = rng.integers(len(sentences), size=size).tolist()
         places = [own] * (size // 4) + near[: size // 2] + anywhere
-        lists.append((query, [piece(place, _TEXT_WORDS) for place in places[:size]]))
+        texts = [phrase(" ".join(sentences[i]), rng, text_words) for i in places[:size]]
+        lists.append((query, texts))
     return unlabelled(name, lists)
 
 
 def word_lists(
-    words: Sequence[str], number: int, size: int, rng: np.random.Generator
+    words: Sequence[str], number: int, size: int, rng: np.random.Generator, text_words: int = 8
 ) -> tuple[list[str], list[examples.Example]]:
     """Words drawn at random as queries and texts, of which some share words with the query.
 
@@ -118,7 +123,7 @@ def word_lists(
 
     def text(query: Sequence[str]) -> str:
         share = rng.choice(_SHARES)
-        drawn = [rng.choice(query) if rng.random() < share else word for word in some(_TEXT_WORDS)]
+        drawn = [rng.choice(query) if rng.random() < share else word for word in some(text_words)]
         joints = rng.choice(_JOINTS, size=len(drawn) - 1).tolist()
         return "".join(chain.from_iterable(zip(drawn, [*joints, ""], strict=True)))
 
@@ -154,16 +159,11 @@ def _config(recipe: Recipe) -> KeepConfig:
     return recipe.keep
 
 
-class Keeper:
-    """Draws unlabelled lists, and scores them as what was known before the training does.
+class KeepLists:
+    """The unlabelled lists of every draw."""
 
-    That is the teacher where it is a network, or else the bi-encoder that the training began as.
-    """
-
-    def __init__(
-        self, recipe: Recipe, folder: Path, device: torch.device, teacher: Teacher | None = None
-    ) -> None:
-        self._config, self._recipe, self._device = _config(recipe), recipe, device
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self._config, self._recipe = _config(recipe), recipe
         pool, self._items = examples.load(folder / FOLDER)
         if not self._items:
             raise ValueError(f"{folder / FOLDER} holds no examples: [keep] corpora need texts")
@@ -172,29 +172,37 @@ class Keeper:
         self._texts = text_tokens(recipe, tokenizer, pool)
         queries = [item.query for item in self._items]
         self._queries = Tokens(tokenizer, queries, recipe.lists.max_query_tokens)
-        self._known: Callable[[Batch], Tensor]
-        if isinstance(teacher, NetworkTeacher):
-            self._known = teacher.logits
-        else:
-            self._known = bi_encoder_of(recipe, device)
         self._lists = recipe.lists.model_copy(update={"size": self._config.size, "golds": 1})
 
-    @torch.no_grad()
-    def draw(self, draw: int, processes: PartialState) -> tuple[Batch, Tensor]:
-        """This process's lists of a draw, and the scores known before of them, (B, N)."""
+    def of(self, draw: int, mine: slice) -> Batch:
+        """A process's share of a draw's lists."""
         number = self._config.queries_per_step
         chosen = draw_examples(len(self._items), number, draw, self._recipe.seed)
         rng = np.random.default_rng([self._recipe.seed, 3, draw])
         lists = [draw_list(self._items[i], self._lists, self._pool, rng) for i in chosen]
-        mine = slice(processes.process_index, None, processes.num_processes)
-        batch = make_batch(
+        return make_batch(
             [self._queries[i] for i in chosen[mine]],
             lists[mine],
             [set(self._items[i].golds) for i in chosen[mine]],
             self._texts,
             chunks=2,
-        ).to(self._device)
-        return batch, self._known(batch).float()  # of bf16 products they are bf16
+        )
+
+
+def known_before(
+    recipe: Recipe, device: torch.device, teacher: Teacher | None = None
+) -> Callable[[Batch], Tensor]:
+    """What scores lists, (B, N), as what was known before the training does.
+
+    That is the network that the training starts from, if the recipe says so, or the teacher
+    where it is a network, or else the bi-encoder that the training began as.
+    """
+    if _config(recipe).held_to == "start":
+        start = new_model(recipe).to(device).requires_grad_(False).eval()
+        return NetworkTeacher(start, recipe.precision).logits
+    if isinstance(teacher, NetworkTeacher):
+        return teacher.logits
+    return bi_encoder_of(recipe, device)
 
 
 def bi_encoder_of(recipe: Recipe, device: torch.device) -> Callable[[Batch], Tensor]:
@@ -206,4 +214,9 @@ def bi_encoder_of(recipe: Recipe, device: torch.device) -> Callable[[Batch], Ten
             "taught_by a folder"
         )
     bi_encoder = start.to(device).requires_grad_(False).eval()
-    return lambda batch: dual_logits(bi_encoder, batch)
+
+    @torch.no_grad()
+    def known(batch: Batch) -> Tensor:
+        return dual_logits(bi_encoder, batch).float()  # of bf16 products they are bf16
+
+    return known

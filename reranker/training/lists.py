@@ -75,17 +75,23 @@ class Tokens:
         # What is left out makes room for what comes behind it.
         tokenizer.enable_truncation(2 * limit if left_out else limit)
         kept = kept_tokens(tokenizer, left_out)
-        self._ids: list[np.ndarray] = []
+        found: list[np.ndarray] = []
         for start in range(0, len(texts), 4096):
             for encoding in tokenizer.encode_batch(list(texts[start : start + 4096])):
                 ids = np.asarray(encoding.ids, dtype=np.int32)
                 if kept is not None:
                     inner = without(ids[1:-1], kept)[: limit - 2]
                     ids = np.concatenate([ids[:1], inner, ids[-1:]])
-                self._ids.append(ids)
+                found.append(ids)
+        # One array: a process that puts lists together is sent it at once.
+        self._ids = np.concatenate(found) if found else np.empty(0, np.int32)
+        self._ends = np.cumsum([0, *map(len, found)])
 
     def __getitem__(self, place: int) -> np.ndarray:
-        return self._ids[place]
+        if not 0 <= place < len(self._ends) - 1:
+            raise IndexError(place)
+        ids: np.ndarray = self._ids[self._ends[place] : self._ends[place + 1]]
+        return ids
 
 
 def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

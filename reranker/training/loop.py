@@ -31,7 +31,7 @@ from reranker.training import losses
 from reranker.training.augment import Augmenter
 from reranker.training.draws import Draw, Draws, until
 from reranker.training.examples import Example, load
-from reranker.training.keep import Keeper
+from reranker.training.keep import KeepLists, known_before
 from reranker.training.lists import Batch, Tokens, make_batch
 from reranker.training.mining import Miner
 from reranker.training.scoring import list_logits, own_lists, score_all, score_lists
@@ -89,7 +89,8 @@ def train(
     pool, items, texts, queries, dev, dev_queries = data or load_data(recipe, folder)
     teacher = find_teacher(recipe, pool, items, device)
     miner = Miner(recipe, items, texts, queries)
-    keeper = Keeper(recipe, folder, device, teacher) if recipe.keep else None
+    known = known_before(recipe, device, teacher) if recipe.keep else None
+    keep = KeepLists(recipe, folder) if recipe.keep else None
 
     kept = folder / "checkpoint.pt"
     step, best, since = 0, -1.0, 0  # `since`: looks at the dev split without a better result
@@ -121,7 +122,7 @@ def train(
         augmenter = Augmenter(recipe, folder, pool, texts, items, tokenizer)
 
     last = recipe.steps if stop_at is None else min(recipe.steps, stop_at)
-    draws = Draws(recipe, items, queries, texts, len(pool), miner, augmenter, processes)
+    draws = Draws(recipe, items, queries, texts, len(pool), miner, augmenter, processes, keep)
     coming: Iterator[Draw] = iter(())
     mined_until = step  # what is mined holds until then
     started, tokens_seen = time.monotonic(), 0
@@ -146,10 +147,10 @@ def train(
                 loss = batch_loss(
                     recipe, model, batch, first_stage, drawn.added.to(device), dual, taught
                 )
-                if keeper and recipe.keep:
-                    held, before = keeper.draw(draw, processes)
+                if known and recipe.keep and drawn.held:
+                    held = drawn.held.to(device)
                     now = list_logits(model, held).float()
-                    distance = losses.dynamic_distillation(before, now, held.valid)
+                    distance = losses.dynamic_distillation(known(held), now, held.valid)
                     loss = loss + recipe.keep.weight * distance
             loss = loss / recipe.accumulate
             loss.backward()  # type: ignore[no-untyped-call]

@@ -236,3 +236,37 @@ def test_the_dual_encoder_scores_every_text_against_every_query():
                 assert torch.allclose(every[text, query], model.scale * cosine, atol=1e-4)
         own = model.dual_score(read, ids, mask, owner)
         assert torch.allclose(own, every[torch.arange(3), owner], atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [SMALL, SCRATCH, LATE, SINKS])
+@pytest.mark.parametrize("several", [True, False])
+def test_fused_attention_equals_the_plain_one(config, several, monkeypatch):
+    model = random_encoder(config)
+    query_ids = torch.tensor([[1, 5, 6, 2], [1, 7, 2, 0]])[: 2 if several else 1]
+    query_mask = query_ids != 0
+    ids = torch.tensor([[1, 9, 8, 7, 2], [1, 4, 2, 0, 0], [1, 3, 3, 2, 0]])
+    owner = torch.tensor([1, 0, 1]) if several else None
+
+    def scored() -> tuple[Tensor, Tensor, list[Tensor]]:
+        model.zero_grad()
+        read = model.encode_query(query_ids, query_mask)
+        scores = model.score(read, ids, ids != 0, owner)
+        dual = model.dual_scores(read, ids, ids != 0)
+        (scores.square().sum() + dual.sum()).backward()
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return scores.detach(), dual.detach(), found
+
+    plain = scored()
+    calls = []
+
+    def fused(*given):
+        calls.append(given)
+        return model.attend_fused(*given)
+
+    monkeypatch.setattr(model, "attend", fused)
+    again = scored()
+    assert calls
+    assert torch.allclose(plain[0], again[0], atol=1e-4)
+    assert torch.allclose(plain[1], again[1], atol=1e-4)
+    for one, two in zip(plain[2], again[2], strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-3)

@@ -16,8 +16,15 @@ from reranker.evaluation.collections import Document
 from reranker.training import losses
 from reranker.training.config import Recipe
 from reranker.training.examples import Example, load
-from reranker.training.keep import Keeper, phrase_lists, prepare_keep, whole_words, word_lists
-from reranker.training.loop import find_processes, train
+from reranker.training.keep import (
+    KeepLists,
+    known_before,
+    phrase_lists,
+    prepare_keep,
+    whole_words,
+    word_lists,
+)
+from reranker.training.loop import train
 from reranker.training.pairs import phrase, sentences_of
 from reranker.training.scoring import list_logits
 from reranker.training.start import load_any, new_model, tokenizer_of
@@ -25,6 +32,7 @@ from reranker.training.teachers import find_teacher
 from tests.reranker.training.conftest import prepared, recipe_text
 
 KEEP = '[keep]\ncorpora = ["beir"]\nqueries = 20\nsize = 5\n'
+ALL = slice(None)
 WORDS = "[keep]\nwords = 10\nsize = 5\n"
 
 
@@ -106,8 +114,9 @@ def test_what_is_kept_are_the_bi_encoder_s_scores(data, backbone, tmp_path):
     recipe = prepared(tmp_path, data, text)
     _, items = load(tmp_path / "keep")
     assert items
-    keeper = Keeper(recipe, tmp_path, torch.device("cpu"))
-    batch, scores = keeper.draw(3, find_processes())
+    keep, known = KeepLists(recipe, tmp_path), known_before(recipe, torch.device("cpu"))
+    batch = keep.of(3, ALL)
+    scores = known(batch)
     model = new_model(recipe).eval()
     with torch.no_grad():
         model.query_bias.fill_(-1e4)  # texts that do not see the query: a bi-encoder
@@ -116,8 +125,10 @@ def test_what_is_kept_are_the_bi_encoder_s_scores(data, backbone, tmp_path):
             wanted = model.score(read, chunk.ids, chunk.mask, chunk.owner)
             got = scores.flatten()[chunk.place]
             assert torch.allclose(wanted, got, atol=1e-4)
-    again, _ = keeper.draw(3, find_processes())
+    again = keep.of(3, ALL)
     assert torch.equal(batch.query_ids, again.query_ids)
+    shares = [keep.of(3, slice(place, None, 2)).query_ids for place in range(2)]
+    assert sum(map(len, shares)) == len(batch.query_ids)
 
 
 def test_what_is_kept_are_the_teachers_scores_where_one_teaches(data, backbone, tmp_path):
@@ -134,10 +145,11 @@ def test_what_is_kept_are_the_teachers_scores_where_one_teaches(data, backbone, 
     assert max(max(item.texts) for item in items) < len(pool)
     device = torch.device("cpu")
     teaches = find_teacher(recipe, pool, items, device)
-    keeper = Keeper(recipe, tmp_path / "student", device, teaches)
+    keep, known = KeepLists(recipe, tmp_path / "student"), known_before(recipe, device, teaches)
     teacher, start = load_any(tmp_path / "teacher"), new_model(recipe).eval()
     for draw in range(8):
-        batch, scores = keeper.draw(draw, find_processes())
+        batch = keep.of(draw, ALL)
+        scores = known(batch)
         with torch.no_grad():
             assert torch.allclose(scores, list_logits(teacher, batch), atol=1e-4)
             assert not torch.allclose(scores, list_logits(start, batch), atol=1e-2)
@@ -185,13 +197,14 @@ def test_keeping_pulls_towards_the_start(data, backbone, tmp_path):
         folder = tmp_path / str(weight)
         recipe = prepared(folder, data, text)
         train(recipe, folder)
-        keeper = Keeper(recipe, folder, torch.device("cpu"))
+        keep, known = KeepLists(recipe, folder), known_before(recipe, torch.device("cpu"))
         model = new_model(recipe).eval()
         model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
         total = 0.0
         with torch.no_grad():
             for draw in range(6):
-                batch, before = keeper.draw(draw, find_processes())
+                batch = keep.of(draw, ALL)
+                before = known(batch)
                 read = model.encode_query(batch.query_ids, batch.query_mask)
                 now = torch.zeros_like(before).flatten()
                 for chunk in batch.chunks:
@@ -209,8 +222,36 @@ def test_nothing_to_make_lists_of_is_refused(keep):
         Recipe.model_validate(recipe)
 
 
-def test_only_title_models_keep():
-    recipe = {"data": {"sources": [{"path": "x"}]}, "keep": {"corpora": ["x"]}}
-    with pytest.raises(ValueError, match="keep needs a title model"):
-        Recipe.model_validate(recipe | {"task": "passage"})
-    assert json.loads(Recipe.model_validate(recipe | {"task": "title"}).model_dump_json())
+def test_a_passage_model_is_held_to_its_start(data, backbone, tmp_path):
+    plain = prepared(
+        tmp_path / "start", data, recipe_text("passage", backbone, learning_rate="1e-2")
+    )
+    train(plain, tmp_path / "start")
+    text = recipe_text("passage", backbone, start=f'"{tmp_path / "start"}"')
+    text += WORDS
+    text += 'text_words = 30\nheld_to = "start"\n'
+    recipe = prepared(tmp_path / "more", data, text)
+    pool, items = load(tmp_path / "more" / "keep")
+    assert {item.source for item in items} == {"words"}
+    assert max(len(text.split()) for text in pool) > 20
+    keep, known = KeepLists(recipe, tmp_path / "more"), known_before(recipe, torch.device("cpu"))
+    batch = keep.of(0, ALL)
+    with torch.no_grad():
+        wanted = list_logits(load_any(tmp_path / "start"), batch)
+    assert torch.allclose(known(batch), wanted, atol=1e-4)
+    train(recipe, tmp_path / "more", stop_at=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"task": "passage"}, "keep.queries are for titles"),
+        ({"architecture": "pair"}, "broadcast architecture"),
+        ({"keep": {"words": 3, "held_to": "start"}}, "needs a start"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(changes, named):
+    recipe = {"task": "title", "data": {"sources": [{"path": "x"}]}, "keep": {"corpora": ["x"]}}
+    assert json.loads(Recipe.model_validate(recipe).model_dump_json())
+    with pytest.raises(ValueError, match=named):
+        Recipe.model_validate(recipe | changes)
