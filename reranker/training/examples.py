@@ -96,6 +96,11 @@ def save(folder: Path, pool: Sequence[str], examples: Sequence[Example]) -> None
     part.replace(folder / "examples.jsonl")  # complete, or not there at all
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `save` was carried out there to its end."""
+    return (folder / "examples.jsonl").is_file()
+
+
 def load(folder: Path, every: int = 1) -> tuple[list[str], list[Example]]:
     """Read what `save` wrote, or one example in `every`.
 

@@ -22,10 +22,9 @@ from reranker.evaluation.contamination import FILE, fingerprint, fingerprints
 from reranker.evaluation.runs import highest
 from reranker.evaluation.split import side
 from reranker.models.backbone import find_backbone
-from reranker.training import examples
+from reranker.training import examples, keep
 from reranker.training.augment import UNLABELLED
 from reranker.training.inputs import check_inputs, keep_inputs
-from reranker.training.keep import prepare_keep
 from reranker.training.pairs import against_own_title, make_queries, without_title
 from reranker.training.teachers import with_prompts
 
@@ -52,6 +51,9 @@ def prepare_once(recipe: Recipe, data: Path, out: Path, exclude: Iterable[str] =
     exclude = sorted(set(exclude))
     if (out / FILE).exists():
         check_inputs(out, _inputs(data, exclude))
+        # Of another training's folder, whose examples these are, it may have had no such lists.
+        if recipe.keep and not examples.is_saved(out / keep.FOLDER):
+            keep.prepare_keep(recipe, data, out)
         return False
     for path in _named(recipe):
         if not (data / path).exists():
@@ -144,7 +146,7 @@ def prepare(
         examples.save(out / name, pool, chosen)
         log.info("%s: %d examples over %d texts", name, len(chosen), len(pool))
     if recipe.keep:
-        prepare_keep(recipe, data, out)
+        keep.prepare_keep(recipe, data, out)
     trained_on = [item.query for item in kept["train"] if item.source != examples.MADE]
     if recipe.augment and recipe.augment.queries:
         paths = [data / path for path in recipe.augment.queries]

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 
 from reranker.evaluation.collections import Document
 from reranker.training import losses
-from reranker.training.config import Recipe
+from reranker.training.config import Recipe, read_recipe
 from reranker.training.examples import Example, load
+from reranker.training.inputs import keep_inputs
 from reranker.training.keep import (
     KeepLists,
     known_before,
@@ -26,6 +27,7 @@ from reranker.training.keep import (
 )
 from reranker.training.loop import train
 from reranker.training.pairs import phrase, sentences_of
+from reranker.training.prepare import prepare_once
 from reranker.training.scoring import list_logits
 from reranker.training.start import load_any, new_model, tokenizer_of
 from reranker.training.teachers import find_teacher
@@ -187,6 +189,18 @@ def test_words_alone_can_be_kept(data, backbone, tmp_path):
     _, items = load(tmp_path / "keep")
     assert {item.source for item in items} == {"words"}
     train(recipe, tmp_path, stop_at=2)
+
+
+def test_examples_of_a_training_without_such_lists_get_them(data, backbone, tmp_path):
+    text = recipe_text("title", backbone)
+    prepared(tmp_path, data, text)
+    keep_inputs(tmp_path, {"--data": str(data.resolve()), "--exclude": []})
+    (tmp_path / "recipe.toml").write_text(text + WORDS, "utf-8")
+    before = (tmp_path / "train" / "examples.jsonl").stat()
+    for _ in range(2):
+        assert not prepare_once(read_recipe(tmp_path / "recipe.toml"), data, tmp_path)
+    assert (tmp_path / "train" / "examples.jsonl").stat() == before
+    assert len(load(tmp_path / "keep")[1]) == 10
 
 
 def test_keeping_pulls_towards_the_start(data, backbone, tmp_path):
