@@ -77,7 +77,9 @@ class Draws(Dataset[Draw]):
         lists = [
             draw_list(items[i], recipe.lists, self._pool, rng, self._miner.of(i)) for i in chosen
         ]
-        asked, golds = [self._queries[i] for i in chosen], [set(items[i].golds) for i in chosen]
+        asked = [self._queries[i] for i in chosen]
+        # What is likely to answer though nobody judged it is no negative of another list's either.
+        golds = [{*items[i].golds, *items[i].skipped} for i in chosen]
         if augmenter:
             augmenter.replace(rng, asked, lists, golds)
         asked = [drop_tokens(row, recipe.lists.query_dropout, rng) for row in asked]

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from reranker.training.config import ListConfig
+from reranker.training.config import ListConfig, Recipe
+from reranker.training.draws import Draws
 from reranker.training.examples import example
 from reranker.training.lists import (
     Tokens,
@@ -16,6 +17,8 @@ from reranker.training.lists import (
     drop_tokens,
     make_batch,
 )
+from reranker.training.loop import find_processes
+from reranker.training.mining import Miner
 from reranker.training.prepare import times
 from tests.reranker.conftest import small_tokenizer
 
@@ -135,3 +138,25 @@ def test_what_is_skipped_is_not_drawn_from_the_pool_either():
     for seed in range(50):
         drawn |= set(draw_list(item, config, 8, np.random.default_rng(seed))[0])
     assert drawn == {0, 1, 4, 5, 6, 7}
+
+
+def test_skipped_texts_are_no_negatives_of_other_lists_either():
+    texts = ["merge", "sort", "heap", "queue", "read", "file"]
+    tokens = Tokens(Tokenizer.from_str(small_tokenizer()), texts, 6)
+    source = {"sources": [{"path": "x"}]}
+    recipe = Recipe.model_validate(
+        {"task": "passage", "data": source, "queries_per_step": 2, "lists": {"size": 3}}
+    )
+    items = [
+        example("set", "q", [0], [0, 1, 2], [3.0, 2.0, 1.0], skip=[3]),
+        example("set", "r", [3], [3, 4, 5], [3.0, 2.0, 1.0]),
+    ]
+    miner = Miner(recipe, items, tokens, tokens)
+    draws = Draws(recipe, items, tokens, tokens, len(texts), miner, None, find_processes())
+    drawn = draws[0]
+    row = drawn.chosen.index(0)
+    named = [text for places, _ in drawn.lists for text in places]
+    assert sorted(named) == [0, 1, 2, 3, 4, 5]
+    wanted = [text in (4, 5) for text in named]
+    assert drawn.batch.elsewhere[row].tolist() == wanted
+    assert drawn.batch.gold[row].sum() == 1
