@@ -79,7 +79,7 @@ def start_of(recipe: Recipe) -> Path | None:
 
 def tokenizer_of(recipe: Recipe) -> str:
     """The text of the tokenizer.json that the network reads: its start's, or the backbone's."""
-    start = Path(recipe.start) if recipe.start is not None else None
+    start = start_of(recipe)
     if start is None:
         return load_tokenizer(recipe.backbone)
     if (start / "recipe.toml").is_file():

@@ -15,7 +15,7 @@ from reranker.evaluation.contamination import fingerprint, trained_on
 from reranker.evaluation.split import side
 from reranker.runtime import read_config
 from reranker.training.adapt import reciprocal_rank as reciprocal_rank_of_arrays
-from reranker.training.config import RECIPES, read_recipe
+from reranker.training.config import RECIPES, changed, read_recipe
 from reranker.training.examples import MADE, load, save
 from reranker.training.finish import (
     Window,
@@ -242,6 +242,9 @@ def test_what_is_trained_further_reads_its_start_s_tokens(data, backbone, tmp_pa
         changes = {"start": start and str(tmp_path / start), "backbone": "no/one"}
         used = tokenizer_of(recipe.model_copy(update=changes if start else {}))
         assert json.loads(used)["model"]["vocab"] == vocabulary
+    taught = {"folder": str(tmp_path / "model"), "layers": [0]}
+    student = changed(recipe, taught_by=taught, backbone="no/one")
+    assert json.loads(tokenizer_of(student))["model"]["vocab"] == vocabulary
 
 
 def test_what_is_left_out_of_texts_is_so_in_training_export_and_further_training(
