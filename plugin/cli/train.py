@@ -102,16 +102,21 @@ def train(
 def _say_cost(recipe: Recipe, teraflops: Sequence[float]) -> None:
     """Print what a training would cost, and its time here and at given speeds."""
     from reranker.training.cost import cost_of, measure_speed
-    from reranker.training.start import new_model
+    from reranker.training.start import load_any, new_model
 
     model = new_model(recipe)
-    cost, here = cost_of(recipe, model), measure_speed(recipe, model)
+    folder = recipe.taught_by.folder if recipe.taught_by else None
+    there = folder is not None and Path(folder).is_dir()
+    teacher = load_any(Path(folder)) if folder and there else None
+    cost, here = cost_of(recipe, model, teacher), measure_speed(recipe, model)
     texts = recipe.queries_per_step * recipe.accumulate * recipe.lists.size
     console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"{cost.steps:,} steps of {texts:,} texts of {recipe.lists.max_text_tokens} tokens: "
         f"at most {cost.per_step / 1e12:.3g} TFLOP a step, {cost.total / 1e15:.3g} PFLOP in all"
     )
+    if folder and not there:
+        console.print(f"not counted: what {folder} takes to teach, which is not there yet")
     console.print(
         f"measured on this machine's CPU: {here:.3g} TFLOP/s, so {cost.hours(here):,.0f} hours"
     )

@@ -1,7 +1,8 @@
 """What a training will cost, before it is run: floating-point operations per step, and time.
 
-Counted are the matrix products of the encoders, which are all but a hundredth of it: a product of
-(m, k) with (k, n) is 2mkn operations. Lists and texts are counted at their full length, so the
+Counted are the matrix products of the encoders, of a network that teaches and of the one that is
+held to what it knew too, which are all but a hundredth of it: a product of (m, k) with (k, n) is
+2mkn operations. Lists and texts are counted at their full length, so the
 figure is an upper bound. Checked against torch's own counter in the tests.
 """
 
@@ -42,26 +43,49 @@ class Cost(NamedTuple):
         return self.total / (teraflops * 1e12) / 3600
 
 
-def cost_of(recipe: Recipe, model: Model) -> Cost:
-    """The cost of a recipe's training of this network."""
-    config = model.config if not isinstance(model, PairEncoder) else model.encoder.config
-    lists = recipe.queries_per_step
-    texts, width, query = (
-        lists * recipe.lists.size,
-        recipe.lists.max_text_tokens,
-        recipe.lists.max_query_tokens,
-    )
-    pair = isinstance(model, PairEncoder)
-    dual = 0.0
-    if pair:
+def cost_of(recipe: Recipe, model: Model, teacher: Model | None = None) -> Cost:
+    """The cost of a recipe's training of this network, taught by a network, if any."""
+    lists, size = recipe.queries_per_step, recipe.lists.size
+    total = _learning(recipe, model, lists, size, again=recipe.texts_per_pass > 0)
+    if recipe.distillation or recipe.in_batch:
+        texts, width = lists * size, recipe.lists.max_text_tokens
+        total += _passes(_config(model), recipe, texts, width, 0) / recipe.dual_every
+    if teacher is not None:
+        total += _reading(recipe, teacher, lists, size)
+    keep = recipe.keep
+    if keep is not None:
+        # What was known before has the shape of the teacher or else the student's own.
+        known = teacher if teacher is not None and keep.held_to == "teacher" else model
+        lists, size = keep.queries_per_step, keep.size
+        total += _learning(recipe, model, lists, size, again=False)
+        total += _reading(recipe, known, lists, size)
+    return Cost(total * recipe.accumulate, recipe.steps)
+
+
+def _config(model: Model) -> BroadcastConfig:
+    return model.encoder.config if isinstance(model, PairEncoder) else model.config
+
+
+def _learning(recipe: Recipe, model: Model, lists: int, size: int, again: bool) -> float:
+    """Forward and backward of lists with their queries, by the network that is trained."""
+    config = _config(model)
+    width, query = recipe.lists.max_text_tokens, recipe.lists.max_query_tokens
+    if isinstance(model, PairEncoder):
         # The query's tokens are read with every text; the text's own first token is left out.
-        reading = _passes(config, recipe, texts, width + query - 1, 0)
-    else:
-        reading = _passes(config, recipe, texts, width, query)
-        reading += _passes(config, recipe, lists, query, 0, again=False)
-        if recipe.distillation or recipe.in_batch:
-            dual = _passes(config, recipe, texts, width, 0) / recipe.dual_every
-    return Cost((reading + dual) * recipe.accumulate, recipe.steps)
+        return _passes(config, recipe, lists * size, width + query - 1, 0, again)
+    reading = _passes(config, recipe, lists * size, width, query, again)
+    return reading + _passes(config, recipe, lists, query, 0, again=False)
+
+
+def _reading(recipe: Recipe, model: Model, lists: int, size: int) -> float:
+    """Forward alone, by a network that is not trained."""
+    config = _config(model)
+    width, query = recipe.lists.max_text_tokens, recipe.lists.max_query_tokens
+    if isinstance(model, PairEncoder):
+        return sum(_forward(config, lists * size, width + query - 1, 0))
+    return sum(_forward(config, lists * size, width, query)) + sum(
+        _forward(config, lists, query, 0)
+    )
 
 
 def measure_speed(recipe: Recipe, model: Model, texts: int = 4) -> float:
@@ -74,6 +98,7 @@ def measure_speed(recipe: Recipe, model: Model, texts: int = 4) -> float:
             "queries_per_step": 1,
             "accumulate": 1,
             "dual_every": 1,
+            "keep": None,
             "lists": recipe.lists.model_copy(update={"size": texts}),
         }
     )
@@ -109,18 +134,28 @@ def _passes(
     # query is trained in frozen layers too.
     lowest = 0 if recipe.train_embeddings else recipe.frozen_layers
     first = min(lowest, config.first_query_layer) if query else lowest
+    maps, linear = _maps(config, width)
     total = 0.0
-    for depth in range(config.layers):
-        seen = width + (query if depth >= config.first_query_layer else 0)
-        maps = 2 * width * 3 * config.hidden**2  # to query, key and value
-        linear = maps + 2 * width * (config.hidden**2 + 2 * config.hidden * config.intermediate)
-        attention = 2 * 2 * width * seen * config.hidden
-        forward = rows * (linear + attention)
+    for depth, forward in enumerate(_forward(config, rows, width, query)):
         total += forward * (1 + again)
-        # Backward is one product for the inputs and one for the weights of a map.
+        # Backward is one product for the inputs and one for the weights of a map; attention's two
+        # products are of inputs alone, and have two each.
         if depth >= first:
             inputs = linear if depth > first or recipe.train_embeddings else linear - maps
-            total += rows * (inputs + 2 * attention)
+            total += rows * inputs + 2 * (forward - rows * linear)
         if depth >= lowest:
             total += rows * linear
     return total
+
+
+def _forward(config: BroadcastConfig, rows: int, width: int, query: int) -> list[float]:
+    """Forward of `rows` sequences, each of whose tokens also sees `query` others, by layer."""
+    _, linear = _maps(config, width)
+    seen = [width + query * (depth >= config.first_query_layer) for depth in range(config.layers)]
+    return [rows * (linear + 2 * 2 * width * each * config.hidden) for each in seen]
+
+
+def _maps(config: BroadcastConfig, width: int) -> tuple[float, float]:
+    """A sequence's maps to query, key and value in one layer, and all its maps there."""
+    maps = 2 * width * 3 * config.hidden**2
+    return maps, maps + 2 * width * (config.hidden**2 + 2 * config.hidden * config.intermediate)

@@ -13,8 +13,10 @@ from reranker.models.pair import PairEncoder
 from reranker.training.config import Recipe
 from reranker.training.cost import Cost, cost_of
 from reranker.training.draws import passes
-from reranker.training.lists import make_batch
+from reranker.training.lists import Batch, make_batch
 from reranker.training.loop import batch_loss, parameter_groups
+from reranker.training.scoring import list_logits
+from reranker.training.teachers import NetworkTeacher
 from tests.reranker.conftest import SMALL, random_encoder
 
 
@@ -63,6 +65,42 @@ def test_the_formula_is_what_torch_counts(changes):
     cost = cost_of(recipe, model)
     assert cost.per_step == pytest.approx(counter.get_total_flops(), rel=0.03)
     assert cost.total == 7 * cost.per_step
+
+
+@pytest.mark.parametrize("held_to", ["teacher", "start"])
+def test_teaching_and_keeping_are_counted(held_to):
+    lists = {"size": 10, "max_text_tokens": 24, "max_query_tokens": 9}
+    keep = {"words": 5, "queries_per_step": 2, "size": 6, "held_to": held_to}
+    recipe = Recipe.model_validate(
+        {
+            "task": "passage",
+            "start": "model",
+            "data": {"sources": [{"path": "x"}]},
+            "lists": lists,
+            "queries_per_step": 3,
+            "keep": keep,
+        }
+    )
+    model = random_encoder(replace(SMALL, layers=3))
+    teacher = random_encoder(replace(SMALL, layers=6)).requires_grad_(False)
+    known = teacher if held_to == "teacher" else random_encoder(model.config).requires_grad_(False)
+    first_stage = torch.nn.Parameter(torch.tensor(1.0))
+    parameter_groups(recipe, model, first_stage)
+    query = np.full(9, 7, dtype=np.int32)
+
+    def batch(number: int, size: int) -> Batch:
+        drawn = [(list(range(size * i, size * i + size)), [0.0] * size) for i in range(number)]
+        return make_batch([query] * number, drawn, [{size * i} for i in range(number)], Rows(), 4)
+
+    own, held = batch(3, 10), batch(2, 6)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        NetworkTeacher(teacher).logits(own)
+        loss = batch_loss(recipe, model, own, first_stage, torch.zeros(3, dtype=torch.bool))
+        before = NetworkTeacher(known).logits(held)
+        (loss + (list_logits(model, held) - before).square().sum()).backward()
+    cost = cost_of(recipe, model, teacher)
+    assert cost.per_step == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 def test_time_by_hand():

@@ -231,7 +231,13 @@ def test_a_dry_run_says_the_cost_and_makes_nothing(backbone, tmp_path):
     assert "12 steps of 12 texts of 32 tokens" in result.output
     assert "measured on this machine's CPU" in result.output
     assert "at 2.5 TFLOP/s sustained" in result.output
+    assert "not counted" not in result.output
     assert list(tmp_path.iterdir()) == [tmp_path / "r.toml"]
+    taught = f'[taught_by]\nfolder = "{tmp_path / "gone"}"\n'
+    (tmp_path / "r.toml").write_text(text + taught, "utf-8")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exception is None, result.output
+    assert "gone takes to teach, which is not there yet" in " ".join(result.output.split())
 
 
 def test_a_joint_training_without_distillation_is_refused(backbone, tmp_path):
