@@ -11,19 +11,39 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
-import bm25s
 import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
 from reranker.evaluation.collections import Document
 from reranker.evaluation.runs import highest
 
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let nobody import a module meanwhile."""
+    known = {module: sys.modules[module]} if module in sys.modules else {}
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+        sys.modules.update(known)
+
+
+# Where JAX is installed bm25s starts it when it is imported, and JAX takes most of a GPU's memory.
+with _without("jax"):
+    import bm25s
+    from bm25s.stopwords import STOPWORDS_EN
+
 # It sets its own level to DEBUG when it is imported.
 logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+STOP_WORDS = frozenset(STOPWORDS_EN)  # Lucene's 33
 
 Field = Literal["both", "title", "passage"]
 
@@ -50,7 +70,7 @@ class BM25:
         stem: bool = False,
     ) -> None:
         self._ids = list(ids)
-        self._stop_words = frozenset(STOPWORDS_EN) if stop_words else frozenset[str]()
+        self._stop_words = STOP_WORDS if stop_words else frozenset[str]()
         self._stem = _stemmer() if stem else None
         words = [self._words(text) for text in texts]
         if len(words) != len(self._ids):

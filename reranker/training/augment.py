@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody uses
-from bm25s.stopwords import STOPWORDS_EN
 
+from reranker.evaluation.bm25 import STOP_WORDS
 from reranker.models.broadcast import BroadcastEncoder
 from reranker.training.lists import Tokens, padded
 from reranker.training.start import left_out_of
@@ -412,7 +412,7 @@ def _query_of(text: str, form: int, rng: np.random.Generator) -> tuple[str, str]
     rest = " ".join([f"{title}{stop}".strip(), *sentences[:at], *sentences[at + 1 :]])
     if form == 0:
         return sentences[at], rest
-    words = [w for w in _WORD.findall(sentences[at]) if w.lower() not in STOPWORDS_EN]
+    words = [w for w in _WORD.findall(sentences[at]) if w.lower() not in STOP_WORDS]
     length = min(len(words), int(rng.integers(3, 8)))
     if length < 3:
         return None

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -103,6 +105,7 @@ def test_stemming_without_pystemmer_names_the_remedy(monkeypatch: pytest.MonkeyP
 def test_evaluation_imports_without_torch_and_stays_silent() -> None:
     program = """
 import sys
+from pathlib import Path
 for name in ("torch", "transformers", "sentence_transformers", "ir_measures", "matplotlib"):
     sys.modules[name] = None
 from reranker.evaluation import baselines, bm25, collections, measures, plots, reports, runs, trec
@@ -110,3 +113,23 @@ assert bm25.BM25("a", ["a heap"]).search("heap")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_jax_is_not_started_by_the_command_or_the_training(tmp_path: Path) -> None:
+    """It would take most of a GPU's memory; who uses it besides still can."""
+    package = tmp_path / "jax"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "lax.py").write_text("def top_k(scores, k): raise SystemError('started')")
+    program = (
+        "import plugin.cli.main, reranker.training.loop, reranker.evaluation.bm25, sys\n"
+        "assert 'bm25s' in sys.modules and 'jax' not in sys.modules\n"
+        "import jax.lax"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr
