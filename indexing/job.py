@@ -26,7 +26,7 @@ from indexing import deadletter, target
 from indexing.bulk import IndexingError, version_now
 from indexing.checkpoint import Checkpoint, State, differences
 from indexing.load import Encode, Options, Progress, Summary, load
-from indexing.mapping import VECTOR
+from indexing.mapping import VECTOR, VECTORS_OF
 from indexing.records import Failure, Record
 
 if TYPE_CHECKING:
@@ -242,8 +242,10 @@ def _begin(
         if state.made:
             state.carried = target.carried_settings(client, state.index) if there else {}
         else:
-            if VECTOR in ((destination.body or {}).get("mappings") or {}).get("properties", {}):
-                target.check_vectors(client, state.index)
+            mappings = (destination.body or {}).get("mappings") or {}
+            if VECTOR in mappings.get("properties", {}):
+                model = mappings.get("_meta", {}).get(VECTORS_OF)
+                target.check_vectors(client, state.index, model)
             state.uuid = there
     checkpoint.keys.write_bytes(b"")
     checkpoint.write(state)

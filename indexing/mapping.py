@@ -15,6 +15,7 @@ LANGUAGES = (
     *("spanish", "swedish", "thai", "turkish"),
 )
 VECTOR = "vector"
+VECTORS_OF = "titlecast_vectors"  # in a mapping's `_meta`: the model that made the vectors
 DIMENSION = 384  # of a vector, as all-MiniLM-L6-v2 makes them
 # A longer title is not one that somebody looks up whole; Lucene takes terms up to 32,766 bytes.
 _EXACT_CHARACTERS = 256
@@ -27,6 +28,7 @@ def index_body(
     replicas: int = 0,
     carried: Mapping[str, Any] | None = None,
     dimension: int | None = None,
+    vectors_of: str | None = None,
 ) -> dict[str, Any]:
     """Give the body that creates an index, made for loading: it does not refresh meanwhile.
 
@@ -35,7 +37,8 @@ def index_body(
     and collapse results to pages. Metadata is stored but not indexed: it is given back with the
     hit, and whatever it holds, it can neither be refused nor swell the mapping.
     With a `dimension` there is a `vector` of so many numbers, for which the cluster needs the
-    k-NN plugin. `carried` are settings taken over from the index that this one replaces.
+    k-NN plugin; `vectors_of` names the model that makes them. `carried` are settings taken over
+    from the index that this one replaces.
     """
     text = {"type": "text", "analyzer": analyzer}
     exact = {"type": "keyword", "ignore_above": _EXACT_CHARACTERS}
@@ -61,9 +64,10 @@ def index_body(
             "dimension": dimension,
             "method": {"name": "hnsw", "engine": "lucene", "space_type": "cosinesimil"},
         }
+    meta = {"_meta": {VECTORS_OF: vectors_of}} if vectors_of else {}
     return {
         "settings": {**settings, **(carried or {})},
-        "mappings": {"dynamic": False, "properties": properties},
+        "mappings": {"dynamic": False, "properties": properties, **meta},
     }
 
 

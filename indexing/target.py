@@ -16,7 +16,7 @@ from opensearchpy import OpenSearch
 from opensearchpy.exceptions import NotFoundError
 
 from indexing.bulk import IndexingError
-from indexing.mapping import VECTOR, index_body
+from indexing.mapping import VECTOR, VECTORS_OF, index_body
 
 _log = logging.getLogger(__name__)
 
@@ -213,13 +213,22 @@ def check_name(client: OpenSearch, index: str) -> None:
         )
 
 
-def check_vectors(client: OpenSearch, index: str) -> None:
-    """Raise `IndexingError` if an index has no field for vectors, which cannot be added to one."""
+def check_vectors(client: OpenSearch, index: str, model: str | None = None) -> None:
+    """Raise `IndexingError` if an index has no field for vectors, which cannot be added to one.
+
+    And if it says that its vectors were made by another `model`.
+    """
     mapping = client.indices.get_mapping(index=index)[index]["mappings"]
     if VECTOR not in mapping.get("properties", {}):
         raise IndexingError(
             f"index {index} was made without vectors, so none would be found in it: load into a new"
             " one with --alias, or with --recreate"
+        )
+    other = mapping.get("_meta", {}).get(VECTORS_OF)
+    if model and other and model != other:
+        raise IndexingError(
+            f"index {index} has vectors of {other}, which those of {model} cannot be compared with:"
+            " load all documents into a new one with --alias, or with --recreate"
         )
 
 

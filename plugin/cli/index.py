@@ -273,6 +273,7 @@ def index(
                 shards,
                 replicas,
                 dimension=encoder.dimensions if encoder else dimension,
+                vectors_of=encoder.name if encoder else None,
             ),
             recreate=recreate,
             delete_old=delete_old,

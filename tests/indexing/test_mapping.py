@@ -1,6 +1,6 @@
 import pytest
 
-from indexing.mapping import LANGUAGES, index_body, needs_knn
+from indexing.mapping import LANGUAGES, VECTORS_OF, index_body, needs_knn
 
 
 def test_title_and_passage_are_analysed_alike_and_the_title_is_kept_whole_too() -> None:
@@ -44,6 +44,9 @@ def test_vectors_are_there_only_if_asked_for() -> None:
     assert body["settings"]["index.knn"] is True
     vector = body["mappings"]["properties"]["vector"]
     assert (vector["type"], vector["dimension"]) == ("knn_vector", 384)
+    assert "_meta" not in body["mappings"]
+    body = index_body(dimension=384, vectors_of="a model")
+    assert body["mappings"]["_meta"] == {VECTORS_OF: "a model"}
 
 
 def test_a_cluster_without_k_nn_is_told_from_one_with_it() -> None:

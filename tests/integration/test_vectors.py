@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import plugin.cli.index
 from indexing.bulk import IndexingError
 from indexing.job import Destination, run
-from indexing.mapping import index_body
+from indexing.mapping import VECTORS_OF, index_body
 from indexing.records import Document
 from plugin.cli import reading
 from plugin.cli.options import CommandError
@@ -73,7 +73,9 @@ def test_every_document_carries_its_passage_s_vector(
         monkeypatch.setattr(reading, "require_knn", lambda client: None)
         body = plugin.cli.index.index_body
         monkeypatch.setattr(
-            plugin.cli.index, "index_body", lambda *settings, dimension: body(*settings)
+            plugin.cli.index,
+            "index_body",
+            lambda *settings, dimension, vectors_of: body(*settings, vectors_of=vectors_of),
         )
     done = load(client, tmp_path, "--vectors", "--vectors-model", model)
     assert done.exit_code == 0, done.output
@@ -83,6 +85,8 @@ def test_every_document_carries_its_passage_s_vector(
         source = client.get(index=INDEX, id=key)["_source"]
         assert len(source["vector"]) == SMALL.hidden
         assert np.array_equal(np.array(source["vector"], dtype=np.float32), vector)
+    mapping = client.indices.get_mapping(index=INDEX)[INDEX]["mappings"]
+    assert mapping["_meta"] == {VECTORS_OF: encoder.name}
 
 
 def test_an_index_without_vectors_is_not_given_any(client: OpenSearch, tmp_path: Path) -> None:
@@ -102,6 +106,27 @@ def test_an_index_without_vectors_is_not_given_any(client: OpenSearch, tmp_path:
     field = {"type": "float"}
     client.indices.put_mapping(index=INDEX, body={"properties": {"vector": field}})
     assert attempt(INDEX).summary.verified
+
+
+def test_vectors_of_another_model_are_refused(client: OpenSearch, tmp_path: Path) -> None:
+    """No query's vector could be compared with both."""
+    number = {"vector": {"type": "float"}}  # what any cluster can hold
+
+    def attempt(model: str | None, **options: Any) -> Any:
+        body = index_body(vectors_of=model)
+        body["mappings"]["properties"] |= number
+        records = [Document("1", "a", "b", vector=(1.0, 2.0))]
+        destination = Destination(INDEX, body=body, **options)
+        return run(client, records, {}, destination, folder=tmp_path / "load")
+
+    for model in ("one-0.4", "one-0.4", None):  # nobody knows whose the last ones are
+        assert attempt(model).summary.verified
+    with pytest.raises(IndexingError, match=r"vectors of one-0\.4, .*of one-0\.5 .*--recreate"):
+        attempt("one-0.5")
+    assert attempt("one-0.5", recreate=True).summary.verified
+    assert attempt("one-0.5").summary.verified
+    mapping = client.indices.get_mapping(index=INDEX)[INDEX]["mappings"]
+    assert mapping["_meta"] == {VECTORS_OF: "one-0.5"}
 
 
 def test_two_sources_of_vectors_are_refused(
