@@ -106,8 +106,7 @@ def _say_cost(recipe: Recipe, teraflops: Sequence[float]) -> None:
 
     model = new_model(recipe)
     folder = recipe.taught_by.folder if recipe.taught_by else None
-    there = folder is not None and Path(folder).is_dir()
-    teacher = load_any(Path(folder)) if folder and there else None
+    teacher = load_any(Path(folder)) if folder and Path(folder).is_dir() else None
     cost, here = cost_of(recipe, model, teacher), measure_speed(recipe, model)
     texts = recipe.queries_per_step * recipe.accumulate * recipe.lists.size
     console = Console(soft_wrap=True, highlight=False)
@@ -115,7 +114,7 @@ def _say_cost(recipe: Recipe, teraflops: Sequence[float]) -> None:
         f"{cost.steps:,} steps of {texts:,} texts of {recipe.lists.max_text_tokens} tokens: "
         f"at most {cost.per_step / 1e12:.3g} TFLOP a step, {cost.total / 1e15:.3g} PFLOP in all"
     )
-    if folder and not there:
+    if folder and teacher is None:
         console.print(f"not counted: what {folder} takes to teach, which is not there yet")
     console.print(
         f"measured on this machine's CPU: {here:.3g} TFLOP/s, so {cost.hours(here):,.0f} hours"

@@ -280,9 +280,8 @@ class BroadcastEncoder(nn.Module):
             rest = q @ self.sink_keys[depth].transpose(-1, -2) / root  # (N, A, T, 2)
             own = torch.cat([own, rest], -1)
             v = torch.cat([v, self.sink_values[depth].expand(len(v), -1, -1, -1)], 2)
-        context: Tensor
         if query is None:
-            context = own.softmax(-1) @ v
+            context: Tensor = own.softmax(-1) @ v
             return context
         bias = self.query_bias[depth][:, None, None]  # (A, 1, 1)
         read = self._against(q, query.keys[depth].transpose(-1, -2), owner)
@@ -323,12 +322,11 @@ class BroadcastEncoder(nn.Module):
         keys, values, biases = (
             torch.cat([p.to(q.dtype) for p in x], 2) for x in zip(*parts, strict=True)
         )
-        wider = (0, _WIDER)
         ones = F.pad(q.new_ones(n, heads, q.shape[2], 1), (0, _WIDER - 1))
         context = F.scaled_dot_product_attention(
             torch.cat([q / size**0.5, ones], -1),
             torch.cat([keys, F.pad(biases[..., None], (0, _WIDER - 1))], -1),
-            F.pad(values, wider),
+            F.pad(values, (0, _WIDER)),
             scale=1.0,
         )
         return context[..., :size]

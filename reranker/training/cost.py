@@ -2,8 +2,8 @@
 
 Counted are the matrix products of the encoders, of a network that teaches and of the one that is
 held to what it knew too, which are all but a hundredth of it: a product of (m, k) with (k, n) is
-2mkn operations. Lists and texts are counted at their full length, so the
-figure is an upper bound. Checked against torch's own counter in the tests.
+2mkn operations. Lists and texts are counted at their full length, so the figure is an upper bound.
+Checked against torch's own counter in the tests.
 """
 
 from __future__ import annotations
@@ -45,47 +45,45 @@ class Cost(NamedTuple):
 
 def cost_of(recipe: Recipe, model: Model, teacher: Model | None = None) -> Cost:
     """The cost of a recipe's training of this network, taught by a network, if any."""
-    lists, size = recipe.queries_per_step, recipe.lists.size
-    total = _learning(recipe, model, lists, size, again=recipe.texts_per_pass > 0)
+    own = (recipe.queries_per_step, recipe.lists.size)
+    read = _read(recipe, model, *own)
+    total = sum(_learning(recipe, model, one) for one in read)
+    texts = read[0]
+    if recipe.texts_per_pass:
+        total += _reading(model, texts)
     if recipe.distillation or recipe.in_batch:
-        texts, width = lists * size, recipe.lists.max_text_tokens
-        total += _passes(_config(model), recipe, texts, width, 0) / recipe.dual_every
+        alone = texts._replace(query=0)
+        dual = _learning(recipe, model, alone)
+        if recipe.texts_per_pass:
+            dual += _reading(model, alone)
+        total += dual / recipe.dual_every
     if teacher is not None:
-        total += _reading(recipe, teacher, lists, size)
+        total += sum(_reading(teacher, one) for one in _read(recipe, teacher, *own))
     keep = recipe.keep
     if keep is not None:
         # What was known before has the shape of the teacher or else the student's own.
         known = teacher if teacher is not None and keep.held_to == "teacher" else model
-        lists, size = keep.queries_per_step, keep.size
-        total += _learning(recipe, model, lists, size, again=False)
-        total += _reading(recipe, known, lists, size)
+        held = (keep.queries_per_step, keep.size)
+        total += sum(_learning(recipe, model, one) for one in _read(recipe, model, *held))
+        total += sum(_reading(known, one) for one in _read(recipe, known, *held))
     return Cost(total * recipe.accumulate, recipe.steps)
 
 
-def _config(model: Model) -> BroadcastConfig:
-    return model.encoder.config if isinstance(model, PairEncoder) else model.config
+class _Sequences(NamedTuple):
+    """Sequences that a network reads, each of whose tokens also sees `query` others."""
+
+    rows: int
+    width: int
+    query: int
 
 
-def _learning(recipe: Recipe, model: Model, lists: int, size: int, again: bool) -> float:
-    """Forward and backward of lists with their queries, by the network that is trained."""
-    config = _config(model)
-    width, query = recipe.lists.max_text_tokens, recipe.lists.max_query_tokens
+def _read(recipe: Recipe, model: Model, lists: int, size: int) -> list[_Sequences]:
+    """What a network reads of lists of `size` texts: the texts, and their queries apart, if any."""
+    rows, width, query = lists * size, recipe.lists.max_text_tokens, recipe.lists.max_query_tokens
     if isinstance(model, PairEncoder):
         # The query's tokens are read with every text; the text's own first token is left out.
-        return _passes(config, recipe, lists * size, width + query - 1, 0, again)
-    reading = _passes(config, recipe, lists * size, width, query, again)
-    return reading + _passes(config, recipe, lists, query, 0, again=False)
-
-
-def _reading(recipe: Recipe, model: Model, lists: int, size: int) -> float:
-    """Forward alone, by a network that is not trained."""
-    config = _config(model)
-    width, query = recipe.lists.max_text_tokens, recipe.lists.max_query_tokens
-    if isinstance(model, PairEncoder):
-        return sum(_forward(config, lists * size, width + query - 1, 0))
-    return sum(_forward(config, lists * size, width, query)) + sum(
-        _forward(config, lists, query, 0)
-    )
+        return [_Sequences(rows, width + query - 1, 0)]
+    return [_Sequences(rows, width, query), _Sequences(lists, query, 0)]
 
 
 def measure_speed(recipe: Recipe, model: Model, texts: int = 4) -> float:
@@ -120,36 +118,35 @@ def measure_speed(recipe: Recipe, model: Model, texts: int = 4) -> float:
     return cost_of(small, model).per_step / min(seconds) / 1e12
 
 
-def _passes(
-    config: BroadcastConfig,
-    recipe: Recipe,
-    rows: int,
-    width: int,
-    query: int,
-    again: bool | None = None,
-) -> float:
-    """Forward and backward of `rows` sequences, each of whose tokens also sees `query` others."""
-    again = recipe.texts_per_pass > 0 if again is None else again
+def _learning(recipe: Recipe, model: Model, read: _Sequences) -> float:
+    """Forward and backward."""
+    config = _config(model)
     # Nothing below the lowest trained parameter needs a gradient; the bias on the attention to the
     # query is trained in frozen layers too.
     lowest = 0 if recipe.train_embeddings else recipe.frozen_layers
-    first = min(lowest, config.first_query_layer) if query else lowest
-    maps, linear = _maps(config, width)
+    first = min(lowest, config.first_query_layer) if read.query else lowest
+    maps, linear = (read.rows * each for each in _maps(config, read.width))
     total = 0.0
-    for depth, forward in enumerate(_forward(config, rows, width, query)):
-        total += forward * (1 + again)
+    for depth, forward in enumerate(_forward(config, read)):
+        total += forward
         # Backward is one product for the inputs and one for the weights of a map; attention's two
         # products are of inputs alone, and have two each.
         if depth >= first:
             inputs = linear if depth > first or recipe.train_embeddings else linear - maps
-            total += rows * inputs + 2 * (forward - rows * linear)
+            total += inputs + 2 * (forward - linear)
         if depth >= lowest:
-            total += rows * linear
+            total += linear
     return total
 
 
-def _forward(config: BroadcastConfig, rows: int, width: int, query: int) -> list[float]:
-    """Forward of `rows` sequences, each of whose tokens also sees `query` others, by layer."""
+def _reading(model: Model, read: _Sequences) -> float:
+    """Forward alone."""
+    return sum(_forward(_config(model), read))
+
+
+def _forward(config: BroadcastConfig, read: _Sequences) -> list[float]:
+    """Forward, by layer."""
+    rows, width, query = read
     _, linear = _maps(config, width)
     seen = [width + query * (depth >= config.first_query_layer) for depth in range(config.layers)]
     return [rows * (linear + 2 * 2 * width * each * config.hidden) for each in seen]
@@ -159,3 +156,7 @@ def _maps(config: BroadcastConfig, width: int) -> tuple[float, float]:
     """A sequence's maps to query, key and value in one layer, and all its maps there."""
     maps = 2 * width * 3 * config.hidden**2
     return maps, maps + 2 * width * (config.hidden**2 + 2 * config.hidden * config.intermediate)
+
+
+def _config(model: Model) -> BroadcastConfig:
+    return model.encoder.config if isinstance(model, PairEncoder) else model.config

@@ -95,7 +95,8 @@ def phrase_lists(
     sentences = [cut for one in documents if len(cut := sentences_of(one.text)) > 1]
     if not number or not sentences:
         return [], []
-    engine = BM25([str(place) for place in range(len(sentences))], map(" ".join, sentences))
+    wholes = [" ".join(cut) for cut in sentences]
+    engine = BM25([str(place) for place in range(len(wholes))], wholes)
 
     lists = []
     for own in rng.integers(len(sentences), size=number).tolist():
@@ -104,8 +105,7 @@ def phrase_lists(
         near = [int(place) for place, _ in engine.search(query, size)]
         anywhere = rng.integers(len(sentences), size=size).tolist()
         places = [own] * (size // 4) + near[: size // 2] + anywhere
-        texts = [phrase(" ".join(sentences[i]), rng, text_words) for i in places[:size]]
-        lists.append((query, texts))
+        lists.append((query, [phrase(wholes[i], rng, text_words) for i in places[:size]]))
     return unlabelled(name, lists)
 
 
@@ -197,26 +197,20 @@ def known_before(
     That is the network that the training starts from, if the recipe says so, or the teacher
     where it is a network, or else the bi-encoder that the training began as.
     """
-    if _config(recipe).held_to == "start":
-        start = new_model(recipe).to(device).requires_grad_(False).eval()
-        return NetworkTeacher(start, recipe.precision).logits
-    if isinstance(teacher, NetworkTeacher):
+    to_start = _config(recipe).held_to == "start"
+    if isinstance(teacher, NetworkTeacher) and not to_start:
         return teacher.logits
-    return bi_encoder_of(recipe, device)
-
-
-def bi_encoder_of(recipe: Recipe, device: torch.device) -> Callable[[Batch], Tensor]:
-    """What scores lists, (B, N), as the bi-encoder does that the training began as."""
-    start = new_model(recipe)
+    start = new_model(recipe).to(device).requires_grad_(False).eval()
+    if to_start:
+        return NetworkTeacher(start, recipe.precision).logits
     if not isinstance(start, BroadcastEncoder) or start.config.start != "bi-encoder":
         raise ValueError(
             "[keep] needs a network that starts as a bi-encoder, or one that teaches: give "
             "taught_by a folder"
         )
-    bi_encoder = start.to(device).requires_grad_(False).eval()
 
     @torch.no_grad()
     def known(batch: Batch) -> Tensor:
-        return dual_logits(bi_encoder, batch).float()  # of bf16 products they are bf16
+        return dual_logits(start, batch).float()  # of bf16 products they are bf16
 
     return known
