@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from indexing.records import EXCERPT_CHARACTERS, Failure, excerpt
@@ -149,6 +149,14 @@ def test_what_is_no_json_object_fails(tmp_path: Path, line: str, reason: str) ->
     assert reason in bad.reason
 
 
+# How gzip, bzip2, xz and Zstandard begin.
+MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+
+
+@example([MAGIC[0]], False)
+@example([MAGIC[1], b"\x00"], False)
+@example([MAGIC[2] + b"x"], False)
+@example([MAGIC[3], b"x"], False)
 @given(
     st.lists(
         st.one_of(
@@ -166,7 +174,8 @@ def test_every_line_is_an_object_or_a_failure(
     path = tmp_path_factory.mktemp("lines") / "some.jsonl"
     data = b"\n".join(lines)
     path.write_bytes(gzip.compress(data) if zipped else data)
-    if data.startswith(b"\x1f\x8b") and not zipped:
+    if data.startswith(MAGIC) and not zipped:  # taken for a compressed file, and a broken one
+        assert isinstance(list(LineFile(path).objects())[-1], Failure)
         return
     # The reference: iterating binary files splits at line feeds alone.
     expected = [
