@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reranker.coverage import Coverage
-from reranker.fusion import Fusion, neutral, squash, standardise
-from reranker.mentions import Names
+from reranker.coverage import Coverage, Covered
+from reranker.fusion import Fusion, neutral, squash, standardise, trust
+from reranker.mentions import Links
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
 from reranker.stages import SHIPPED, PassageReranker, Query, TitleReranker
 from reranker.stopping import EVERY, FILE, Stopping
@@ -174,7 +174,6 @@ class Cascade:
             raise ValueError(f"passage_depth is {passage_depth}; give 0 (titles only) or more")
         if not hits:
             return RerankResult([], [], complete=True)
-        first = standardise(np.array([hit.score for hit in hits], dtype=np.float64))
 
         _go_on(cancelled)
         asked = self.title.read(query)
@@ -182,17 +181,21 @@ class Cascade:
         titled = np.array([bool(hit.title.strip()) for hit in hits])
         logits = neutral(title_logits, titled)
         alone = not any(hit.passage.strip() for hit in hits)
+        first = standardise(np.array([hit.score for hit in hits], dtype=np.float64))
+        if not alone:
+            first *= trust(asked.tokens)
         limit = _TOKEN_CHARACTERS * self._most_tokens
-        coverage = np.zeros(len(hits))
-        if not alone and (self.fusion.title_coverage or self.fusion.passage_coverage):
+        weights = self.fusion
+        covered = Covered.nothing(len(hits))
+        if not alone and (weights.title_coverage or weights.passage_coverage or weights.mention):
             texts = [f"{hit.title[:limit]} {hit.passage[:limit]}" for hit in hits]
-            coverage = self._coverage.of(query, texts)
-        fused = self.fusion.titles(logits, first, coverage, alone)
+            covered = self._coverage.of(query, texts)
+        fused = weights.titles(logits, first, covered.shares, alone)
         stages = [
             report._replace(scored=int(titled.sum()), milliseconds=_ms_since(started)),
         ]
 
-        reading = Reading(query, hits, logits, first, coverage, fused, self.fusion, limit)
+        reading = Reading(query, hits, logits, first, covered, fused, weights, limit)
         if passage_depth > 0:
             left = None if deadline_ms is None else deadline_ms - _ms_since(started)
             stages.append(
@@ -309,9 +312,9 @@ class Cascade:
 
 
 class Reading:
-    """What the passage stage knows of one window: who was read, who is named, who comes next.
+    """What the passage stage knows of one window: who was read, who is linked, who comes next.
 
-    Where passages that were read name an unread hit, it comes earlier.
+    An unread hit comes earlier where it names what was read, or is named there.
     """
 
     def __init__(
@@ -320,7 +323,7 @@ class Reading:
         hits: Sequence[Hit],
         titles: NDArray[np.float64],
         first: NDArray[np.float64],
-        coverage: NDArray[np.float64],
+        covered: Covered,
         promise: NDArray[np.float64],
         fusion: Fusion,
         most_characters: int,
@@ -329,18 +332,19 @@ class Reading:
         self.query = query
         self.hits = hits
         self.promise = promise
-        self.gain = np.zeros(len(hits))  # from being named by what was read
+        self.gain = np.zeros(len(hits))  # from links to what was read
         self.logits = np.full(len(hits), np.nan)  # the passage model's
         self.read: list[int] = []
         order = np.argsort(-promise, kind="stable").tolist()
         # The most promising first.
         self.unread = [i for i in order if hits[i].title.strip() or hits[i].passage.strip()]
-        self.coverage = coverage
+        self.coverage = covered.shares
+        self._covered = covered
         self._titles, self._first = titles, first
         self._fusion = fusion
         self._most_characters = most_characters
-        self._names: Names | None = None  # not before a passage was read that may name some
-        self._named: list[NDArray[np.float64]] = []  # by passage that was read, (n,)
+        self._links: Links | None = None  # not before a passage was read
+        self._linked: list[NDArray[np.float64]] = []  # by passage that was read, (n,)
 
     def learn(self, logits: NDArray[np.float32]) -> None:
         """Take the passage logits (m,) of the first m unread hits."""
@@ -349,11 +353,12 @@ class Reading:
         self.logits[part] = logits
         if not self._fusion.mention:
             return
-        self._names = self._names or Names(self.query, [hit.title for hit in self.hits])
-        for i in part:
-            passage = self.hits[i].passage[: self._most_characters]
-            self._named.append(self._names.named_by(i, passage))
-        self.gain = self._fusion.mentions(self.scores[self.read], np.array(self._named))
+        if self._links is None:
+            titles = [hit.title for hit in self.hits]
+            passages = [hit.passage[: self._most_characters] for hit in self.hits]
+            self._links = Links(self.query, titles, passages, self._covered)
+        self._linked += [self._links.of(i) for i in part]
+        self.gain = self._fusion.mentions(self.scores[self.read], np.array(self._linked))
         # Only there, so that a deadline's smaller chunks change no order.
         if len(self.read) % EVERY == 0:
             self.unread.sort(key=(-self.promise - self.gain).__getitem__)
@@ -365,18 +370,11 @@ class Reading:
 
     @property
     def final(self) -> NDArray[np.float64]:
-        """The scores with `gain` (n,), which lifts no hit above the best of those that name it.
-
-        So a search for one page, whose passage names others, loses nothing.
-        """
+        """The scores with `gain` (n,), see `Fusion.lifted`."""
         scores = self.scores
-        if not self._named:
+        if not self._linked:
             return scores
-        by = scores[self.read][:, None]
-        limit = np.where(np.array(self._named) > 0, by, -np.inf).max(axis=0)
-        lifted = np.minimum(scores + self.gain, np.nextafter(limit, -np.inf))
-        final: NDArray[np.float64] = np.maximum(scores, lifted)
-        return final
+        return self._fusion.lifted(scores, self.gain, scores[self.read], np.array(self._linked))
 
     def settled(self, rule: Stopping, left: int) -> bool:
         """Whether reading the `left` most promising unread hits would change too little."""

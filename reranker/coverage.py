@@ -43,14 +43,33 @@ class Coverage:
             weights[word[:_STEM]] = max(weight, weights.get(word[:_STEM], 0.0))
         return weights
 
-    def of(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Which share (n,) of the query's words, by weight, each text holds: 0 to 1.
-
-        Words that no text holds do not count. Takes time in proportion to the texts' length.
-        """
+    def of(self, query: str, texts: Sequence[str]) -> Covered:
+        """What each text holds of the query. Takes time in proportion to the texts' length."""
         weights = self.weights(query)
         held = [weights.keys() & set(_START.findall(text.lower())) for text in texts]
-        total = sum(weights[word] for word in sorted(set().union(*held)))
-        if total == 0:
-            return np.zeros(len(texts))
-        return np.array([sum(weights[word] for word in sorted(words)) / total for words in held])
+        words = sorted(set().union(*held))
+        shares = np.array([weights[word] for word in words], dtype=np.float64)
+        if shares.size:
+            shares /= shares.sum()
+        holds = np.array([[word in ours for word in words] for ours in held], dtype=bool)
+        return Covered(holds.reshape(len(texts), len(words)), shares)
+
+
+class Covered:
+    """What the texts of one window hold of its query; words that none holds do not count."""
+
+    def __init__(self, holds: NDArray[np.bool_], shares: NDArray[np.float64]) -> None:
+        """`holds` (n, w): which text holds which word; `shares` (w,) of the words, their sum 1."""
+        self._holds = holds
+        self._words = shares
+        self.shares: NDArray[np.float64] = (holds * shares).sum(axis=1)  # (n,) of texts, 0 to 1
+
+    @classmethod
+    def nothing(cls, texts: int) -> Covered:
+        """Of so many texts, none of which holds a word of the query."""
+        return cls(np.zeros((texts, 0), dtype=bool), np.zeros(0))
+
+    def added_to(self, text: int) -> NDArray[np.float64]:
+        """Which share (n,) of the query each text holds that this one does not: 0 to 1."""
+        added: NDArray[np.float64] = ((self._holds & ~self._holds[text]) * self._words).sum(axis=1)
+        return added

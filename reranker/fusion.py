@@ -3,7 +3,8 @@
 A stage's fused score is a weighted sum of its logit, the earlier stages' logits and the
 first-stage score, the last one standardised within the query's own window: engines, boosts and
 fields change its scale from search to search. How much the first stage knows that a title does
-not depends on what it searched: over texts it counts for more than over titles alone.
+not depends on what it searched: over texts it counts for more than over titles alone, and there
+for more the longer the query is (`trust`).
 """
 
 from __future__ import annotations
@@ -19,17 +20,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Tokens of a query that count once, and how often a long one's count at most: a query much longer
+# is rather a dialogue, of which most words are not what was asked.
+_TOKENS, _MOST_TRUST = 10, 2.0
+
+
 class Fusion(NamedTuple):
     """The weights; those of the title stage first, those for hits without any passage last."""
 
     title: float  # of the title's logit, before the passage stage
-    title_first_stage: float  # of the standardised first-stage score beside it
+    title_first_stage: float  # of the first-stage score beside it, standardised, times `trust`
     passage: float  # of the passage's logit
     passage_title: float  # of the title's logit beside it
-    passage_first_stage: float  # of the standardised first-stage score beside both
+    passage_first_stage: float  # of that first-stage score beside both
     title_only: float  # of the title's logit, where no hit has a passage
     title_only_first_stage: float  # of the standardised first-stage score beside it
-    mention: float = 0.0  # of how likely it is that a relevant passage names the hit
+    mention: float = 0.0  # of what the hit is likely to add to a relevant one, see `Links`
     title_coverage: float = 0.0  # of the share of the query's words, before the passage stage
     passage_coverage: float = 0.0  # of that share beside the passage's logit
 
@@ -82,16 +88,32 @@ class Fusion(NamedTuple):
         )
 
     def mentions(
-        self, scores: NDArray[np.float64], named: NDArray[np.float64]
+        self, scores: NDArray[np.float64], links: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """What (n,) the hits gain from being named by passages that were read.
+        """What (n,) the hits gain from passages that were read, which they have links to.
 
         `scores` (m,) are those passages' fused scores, whose softmax says how likely each is what
-        was searched for; `named` (m, n) says which hits each of them names.
+        was searched for; `links` (m, n) says what the hits add to each, see `Links.of`.
         """
         likely = np.exp(scores - scores.max())
-        gain: NDArray[np.float64] = self.mention * (likely / likely.sum()) @ named
+        gain: NDArray[np.float64] = self.mention * (likely / likely.sum()) @ links
         return gain
+
+    def lifted(
+        self,
+        scores: NDArray[np.float64],
+        gain: NDArray[np.float64],
+        read: NDArray[np.float64],
+        links: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """The fused scores (n,) with `gain` (n,), none above the best of those it has links to.
+
+        So a search for one page, whose passage names others, loses nothing. `read` (m,) are the
+        scores of the passages that were read, `links` (m, n) theirs, as in `mentions`.
+        """
+        limit = np.where(links > 0, read[:, None], -np.inf).max(axis=0)
+        lifted: NDArray[np.float64] = np.minimum(scores + gain, np.nextafter(limit, -np.inf))
+        return np.maximum(scores, lifted)
 
     def write(self, path: Path) -> None:
         """Write `fusion.json`."""
@@ -115,6 +137,15 @@ def standardise(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     if spread > 1e-9:
         out[known] = (values - values.mean()) / spread
     return out
+
+
+def trust(query_tokens: int) -> float:
+    """How much the first stage's standardised scores count over texts: 1 for ten tokens, at most 2.
+
+    BM25 adds up what each of a query's words says, so that its sum over a sentence is much surer
+    than over two words. Standardised within a window, both look alike.
+    """
+    return min(query_tokens / _TOKENS, _MOST_TRUST)
 
 
 def neutral(logits: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float64]:

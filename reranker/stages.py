@@ -35,6 +35,7 @@ class Query(NamedTuple):
 
     state: Any  # the model's
     truncated: bool  # not every token of it was read
+    tokens: int  # of it that were read, without those that the model adds
 
 
 class Scores(NamedTuple):
@@ -103,7 +104,7 @@ class _Reranker:
         (encoded,) = self._tokenizer.encode_queries([query], self.config["max_query_tokens"])
         if encoded.empty:
             raise EmptyQueryError("the query is empty: give the words that the user searched for")
-        return Query(self._model.read(encoded.ids), encoded.truncated)
+        return Query(self._model.read(encoded.ids), encoded.truncated, encoded.tokens)
 
 
 class TitleReranker(_Reranker):

@@ -25,9 +25,14 @@ class Encoded(NamedTuple):
     truncated: bool  # not all of the text is in it
 
     @property
+    def tokens(self) -> int:
+        """How many of `ids` are the text's own."""
+        return len(self.ids) - 2
+
+    @property
     def empty(self) -> bool:
         """Nothing is left of the text: blanks, say, or characters that nobody sees."""
-        return len(self.ids) == 2
+        return self.tokens == 0
 
 
 class Windowed(NamedTuple):

@@ -158,6 +158,13 @@ def fuse(
     ] = None,
     queries: Annotated[int, typer.Option(min=10, help="Dev queries per query set.")] = 60,
     exclude: Exclude = None,
+    sentences: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A corpus below --data, of which sentences, taken out of their documents, are "
+            "queries, too: texts that nobody judged, of other domains for example (repeatable)."
+        ),
+    ] = None,
     stop_share: Annotated[
         float,
         typer.Option(
@@ -174,19 +181,24 @@ def fuse(
     from reranker.evaluation.contamination import trained_on
     from reranker.stages import PassageReranker, TitleReranker
     from reranker.training import config as configs
-    from reranker.training.finish import fit_fusion, score_windows
+    from reranker.training.fusing import Scorer, fit_fusion, score_windows
     from reranker.training.prepare import sources_of
     from reranker.training.stopping import fit_stopping, try_stopping
 
+    for corpus in sentences or []:
+        if not (data / corpus).exists():
+            raise CommandError(
+                f"There is no {data / corpus}; --sentences names a corpus by its path below --data."
+            )
     path = config or configs.RECIPES / "title.toml"
     windows = score_windows(
         configs.read_recipe(path),
         data,
-        TitleReranker.load(model / "title"),
-        PassageReranker.load(model / "passage"),
+        Scorer(TitleReranker.load(model / "title"), PassageReranker.load(model / "passage")),
         queries,
         exclude=sources_of(exclude or []),
         seen=trained_on(model),
+        sentences=sentences or [],
     )
     fusion = fit_fusion(windows)
     fusion.write(model / "fusion.json")

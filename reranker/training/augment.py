@@ -404,20 +404,28 @@ def _query_of(text: str, form: int, rng: np.random.Generator) -> tuple[str, str]
     if form == 1:
         is_title = stop and body and 0 < len(title.split()) <= _MOST_TITLE_WORDS
         return (title.strip(), body.strip()) if is_title and body.strip() else None
-    sentences = [part.strip() for part in _SENTENCE.split(body) if part.strip()]
-    fits = [i for i, one in enumerate(sentences) if _LEAST_WORDS <= len(one.split()) <= _MOST_WORDS]
-    if len(sentences) < 2 or not fits:
+    taken = take_sentence(body, rng)
+    if taken is None:
         return None
-    at = int(rng.choice(fits))
-    rest = " ".join([f"{title}{stop}".strip(), *sentences[:at], *sentences[at + 1 :]])
+    sentence, rest = taken
     if form == 0:
-        return sentences[at], rest
-    words = [w for w in _WORD.findall(sentences[at]) if w.lower() not in STOP_WORDS]
+        return sentence, f"{title}{stop}".strip() + f" {rest}"
+    words = [w for w in _WORD.findall(sentence) if w.lower() not in STOP_WORDS]
     length = min(len(words), int(rng.integers(3, 8)))
     if length < 3:
         return None
     start = int(rng.integers(len(words) - length + 1))
     return " ".join(words[start : start + length]).lower(), text
+
+
+def take_sentence(text: str, rng: np.random.Generator) -> tuple[str, str] | None:
+    """A random sentence of usual length, and the text without it; None where nothing is left."""
+    sentences = [part.strip() for part in _SENTENCE.split(text) if part.strip()]
+    fits = [i for i, one in enumerate(sentences) if _LEAST_WORDS <= len(one.split()) <= _MOST_WORDS]
+    if len(sentences) < 2 or not fits:
+        return None
+    at = int(rng.choice(fits))
+    return sentences.pop(at), " ".join(sentences)
 
 
 class MoreTokens(Tokens):

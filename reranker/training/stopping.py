@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from reranker.fusion import Fusion
-    from reranker.training.finish import Window
+    from reranker.training.fusing import Window
 
     Windows = Mapping[str, Sequence[Window]]  # by query set, which all count the same
 
@@ -65,7 +65,7 @@ def try_stopping(windows: Windows, fusion: Fusion, rule: Stopping, depth: int = 
             likely = np.exp(final - final[:reach].max())
             likely[reach:] = 0  # the stage would not have read them in any case
             whole, part = (_order(final, at) for at in (reach, read))
-            lost = [_ndcg(by, whole) - _ndcg(by, part) for by in (gold.astype(float), likely)]
+            lost = [ndcg(by, whole) - ndcg(by, part) for by in (gold.astype(float), likely)]
             rows.append([read, *lost])
         sets.append(np.array(rows))
     means = np.mean([rows.mean(0) for rows in sets], axis=0)
@@ -114,7 +114,7 @@ def _order(final: NDArray[np.float64], read: int) -> NDArray[np.int64]:
     return np.concatenate([head, np.arange(read, len(final))])
 
 
-def _ndcg(relevance: NDArray[np.float64], order: NDArray[np.int64]) -> float:
+def ndcg(relevance: NDArray[np.float64], order: NDArray[np.int64]) -> float:
     """nDCG@10 with linear gains; 0 where nothing is relevant."""
     discounts = 1 / np.log2(np.arange(2, _PAGE + 2))
     best, found = np.sort(relevance)[::-1][:_PAGE], relevance[order][:_PAGE]

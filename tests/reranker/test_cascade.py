@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reranker import Cascade, Hit
 from reranker.cascade import Cancelled, Cost
-from reranker.coverage import Coverage
+from reranker.coverage import Coverage, Covered
 from reranker.fusion import standardise
 from reranker.stopping import Stopping
 from tests.reranker.conftest import WORDS
@@ -19,7 +19,6 @@ from tests.reranker.conftest import WORDS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
 
 QUERY = "merge sorted lists"
 words = st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join)
@@ -46,12 +45,23 @@ def some_hits(count: int, seed: int = 0) -> list[Hit]:
     ]
 
 
+def covered_by(cascade: Cascade, hits: list[Hit]) -> Covered:
+    covers = Coverage(cascade.passage.tokenizer.vocabulary)
+    return covers.of(QUERY, [f"{hit.title} {hit.passage}" for hit in hits])
+
+
 def coverage_of(cascade: Cascade, hits: list[Hit]) -> np.ndarray:
     """The share of the query's words that each hit holds; some hold more than others."""
-    covers = Coverage(cascade.passage.tokenizer.vocabulary)
-    shares = covers.of(QUERY, [f"{hit.title} {hit.passage}" for hit in hits])
+    shares = covered_by(cascade, hits).shares
     assert len(set(shares)) > 2  # else it would show nothing
     return shares
+
+
+def first_stage_of(cascade: Cascade, hits: list[Hit]) -> np.ndarray:
+    """The first stage's scores over texts: the longer the query, the more they count."""
+    tokens = cascade.passage.tokenizer.encode_queries([QUERY], 256)[0].ids[1:-1]
+    assert 0 < len(tokens) < 20
+    return standardise(np.array([hit.score for hit in hits])) * len(tokens) / 10
 
 
 @given(hits=hits_, depth=st.integers(0, 20))
@@ -71,7 +81,7 @@ def test_every_hit_once_in_descending_positive_scores(cascade, hits, depth):
 
 def test_the_order_is_the_one_of_the_slow_twin(cascade):
     hits = some_hits(12)
-    first = standardise(np.array([hit.score for hit in hits]))
+    first = first_stage_of(cascade, hits)
     title = [float(cascade.title.score(QUERY, [hit.title])[0]) for hit in hits]
     share = coverage_of(cascade, hits)
     f = cascade.fusion
@@ -112,7 +122,7 @@ def test_of_a_huge_text_only_the_start_is_looked_at_for_the_query_s_words(cascad
     seen: list[str] = []
 
     class Spy(Coverage):
-        def of(self, query: str, texts: Sequence[str]) -> NDArray[np.float64]:
+        def of(self, query: str, texts: Sequence[str]) -> Covered:
             seen.extend(texts)
             return super().of(query, texts)
 
@@ -142,10 +152,25 @@ def test_coverage_counts_nowhere_where_no_hit_has_a_passage(cascade):
 
 
 def naming(cascade: Cascade, weight: float, stopping: Stopping | None = None) -> Cascade:
-    """The same cascade, in which being named counts so much."""
+    """The same cascade, in which links count so much."""
     return Cascade(
         cascade.title, cascade.passage, cascade.fusion._replace(mention=weight), stopping
     )
+
+
+def hits_that_lack_a_word(count: int) -> list[Hit]:
+    """Hits of which none holds the query's last word, so that another page may add it."""
+    *_, last = QUERY.split()
+    return [
+        hit._replace(title=hit.title.replace(last, "of"), passage=hit.passage.replace(last, "of"))
+        for hit in some_hits(count)
+    ]
+
+
+def adding_a_word(hit: Hit) -> Hit:
+    """The same hit with a name and the query's last word."""
+    *_, last = QUERY.split()
+    return hit._replace(title=f"{hit.title} Kahn", passage=f"{hit.passage} {last}")
 
 
 def chain_of_hits(count: int, seed: int = 3) -> list[Hit]:
@@ -161,11 +186,11 @@ def chain_of_hits(count: int, seed: int = 3) -> list[Hit]:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
 @pytest.mark.parametrize("weight", [0.5, 4.0, 12.0])
-def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, share):
+def test_what_has_links_comes_as_in_the_slow_twin(cascade, weight, share):
     rule = Stopping(1.0, 0.5, share)
     hits = chain_of_hits(30)
     names = [hit.title for hit in hits]
-    first = standardise(np.array([hit.score for hit in hits]))
+    first = first_stage_of(cascade, hits)
     title = cascade.title.score(QUERY, names)
     passage = cascade.passage.score(QUERY, names, [hit.passage for hit in hits])
     held = coverage_of(cascade, hits)
@@ -173,6 +198,13 @@ def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, share):
     promise = f.title * title + f.title_first_stage * first + f.title_coverage * held
     final = f.passage * passage + f.passage_title * title + f.passage_first_stage * first
     final += f.passage_coverage * held
+    covered = covered_by(cascade, hits)
+
+    def link(i: int, j: int) -> float:
+        """What hit i adds to the passage j that was read, where one names the other."""
+        times = (names[i] in hits[j].passage) + (names[j] in hits[i].passage)
+        return times * covered.added_to(j)[i] if i != j else 0.0
+
     read: list[int] = []
     gain = np.zeros(30)
     while len(read) < 12:
@@ -186,13 +218,12 @@ def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, share):
         read += unread[:4]
         likely = np.exp(final[read]) / np.exp(final[read]).sum()
         for i in range(30):
-            named = [names[i] in hits[j].passage and i != j for j in read]
-            gain[i] = weight * sum(p for p, yes in zip(likely, named, strict=True) if yes)
+            gain[i] = weight * sum(p * link(i, j) for p, j in zip(likely, read, strict=True))
     rest = [i for i in range(30) if i not in read]
     lifted = list(final)
     for i in read:
-        by = [final[j] for j in read if j != i and names[i] in hits[j].passage]
-        if by and final[i] < max(by):  # up to right behind the best of those that name it
+        by = [final[j] for j in read if link(i, j) > 0]
+        if by and final[i] < max(by):  # up to right behind the best of those it is linked to
             lifted[i] = min(final[i] + gain[i], max(by) - 1e-9)
     expected = sorted(read, key=lambda i: -lifted[i])
     expected += sorted(rest, key=lambda i: -(promise[i] + gain[i]))
@@ -207,10 +238,10 @@ def test_what_passages_name_comes_as_in_the_slow_twin(cascade, weight, share):
 
 
 def test_a_page_that_is_named_stays_behind_the_one_that_names_it(cascade):
-    hits = some_hits(12)
+    hits = hits_that_lack_a_word(12)
     usual = [hit.index for hit in cascade.rerank(QUERY, hits, passage_depth=12).hits]
     best, worst = usual[0], usual[-1]
-    hits[worst] = hits[worst]._replace(title=f"{hits[worst].title} Kahn")
+    hits[worst] = adding_a_word(hits[worst])
     hits[best] = hits[best]._replace(passage=f"{hits[best].passage} ({hits[worst].title})")
     before = [hit.index for hit in cascade.rerank(QUERY, hits, passage_depth=12).hits]
     assert before.index(worst) > before.index(best) + 1
@@ -221,12 +252,14 @@ def test_a_page_that_is_named_stays_behind_the_one_that_names_it(cascade):
     assert after == before  # the others as they were
 
 
-def test_an_unread_page_that_the_best_passage_names_is_read(cascade):
-    hits = some_hits(30)
+@pytest.mark.parametrize("names_it", [False, True])
+def test_an_unread_page_that_the_best_passage_names_or_that_names_it_is_read(cascade, names_it):
+    hits = hits_that_lack_a_word(30)
     last = cascade.rerank(QUERY, hits, passage_depth=0).hits[-1].index
     best = cascade.rerank(QUERY, hits, passage_depth=4).hits[0].index
-    hits[last] = hits[last]._replace(title=f"{hits[last].title} Kahn")
-    hits[best] = hits[best]._replace(passage=f"{hits[best].passage} ({hits[last].title})")
+    hits[last] = adding_a_word(hits[last])
+    one, other = (last, best) if names_it else (best, last)
+    hits[one] = hits[one]._replace(passage=f"{hits[one].passage} ({hits[other].title})")
 
     def reads_last(weight: float) -> bool:
         result = naming(cascade, weight).rerank(QUERY, hits, passage_depth=8)
@@ -270,6 +303,7 @@ def test_hits_without_any_passage_are_fused_by_weights_of_their_own(cascade):
     # One hit with a passage: the first stage searched texts.
     one = [texts[0], *hits[1:]]
     share = coverage_of(cascade, one)
+    first = first_stage_of(cascade, one)
     usual = np.argsort(-(f.title * title + f.title_first_stage * first + f.title_coverage * share))
     result = cascade.rerank(QUERY, one, passage_depth=0)
     assert [hit.index for hit in result.hits] == usual.tolist()
@@ -292,7 +326,7 @@ def test_depth_zero_is_titles_only(cascade):
 
 
 def test_a_hit_without_a_title_keeps_what_the_first_stage_says(cascade):
-    hits = [hit._replace(title="") for hit in some_hits(5)]
+    hits = [hit._replace(title="", passage="of") for hit in some_hits(5)]
     result = cascade.rerank(QUERY, hits, passage_depth=0)
     assert [hit.index for hit in result.hits] == [0, 1, 2, 3, 4]
     assert all(hit.title_score is None for hit in result.hits)
@@ -503,7 +537,7 @@ def test_the_passage_stage_stops_where_the_slow_twin_does(cascade, share, seed):
     hits = some_hits(40, seed)
     whole = cascade.rerank(QUERY, hits, passage_depth=20)
     f = cascade.fusion
-    first = standardise(np.array([hit.score for hit in hits]))
+    first = first_stage_of(cascade, hits)
     by_index = {hit.index: hit for hit in whole.hits}
     order = sorted(range(40), key=lambda i: by_index[i].title_rank or 0)
     title = np.array([by_index[i].title_score for i in order])

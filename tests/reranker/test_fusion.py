@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reranker.fusion import Fusion, neutral, squash, standardise
+from reranker.fusion import Fusion, neutral, squash, standardise, trust
 
 finite = st.floats(-1e6, 1e6)
 
@@ -57,6 +57,10 @@ def test_squashing_keeps_order_inside_the_unit_interval(values):
     assert (np.diff(out) >= 0).all()
 
 
+def test_the_first_stage_is_trusted_more_the_longer_the_query_is_up_to_a_limit():
+    assert [trust(tokens) for tokens in (0, 1, 10, 15, 20, 21, 10**6)] == [0, 0.1, 1, 1.5, 2, 2, 2]
+
+
 def test_squashing_does_not_saturate():
     assert np.float32(2 + squash(np.array([50.0]))[0]) < np.float32(2 + squash(np.array([51.0]))[0])
 
@@ -86,11 +90,11 @@ def test_fused_scores_by_hand():
     assert np.isnan(scores[1])
 
 
-def test_what_the_likely_passages_name_gains_by_hand():
+def test_what_has_links_to_likely_passages_gains_by_hand():
     fusion = Fusion(0, 0, 0, 0, 0, 0, 0, mention=4.0)
     scores = np.array([1000.0, 1000.0 + math.log(3)])  # one in four, three in four
-    named = np.array([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
-    assert fusion.mentions(scores, named).tolist() == pytest.approx([1.5, 2.5, 0.0])
+    links = np.array([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0]])
+    assert fusion.mentions(scores, links).tolist() == pytest.approx([1.5, 2.5, 0.0])
 
 
 @pytest.mark.parametrize("content", [{"title": 1.0}, [1, 2]])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reranker.mentions import Names, name_of, without_aside
+from reranker.coverage import Coverage
+from reranker.mentions import Links, Names, name_of, without_aside
 
 
 @pytest.mark.parametrize(
@@ -87,3 +88,47 @@ def test_a_name_in_the_query_tells_nothing_new():
 def test_hits_without_titles_may_name_others():
     named = Names("query", ["", "", "Lord Byron"]).named_by(0, "of Lord Byron")
     assert np.array_equal(named, [0, 0, 1])
+
+
+@given(some_titles, st.data())
+def test_who_names_a_hit_is_the_other_side_of_who_is_named(titles, data):
+    words = st.sampled_from([*titles, "a", "1", "-", " ", "é"])
+    texts = st.lists(words, max_size=8).map("".join)
+    passages = [data.draw(texts) for _ in titles]
+    query = data.draw(st.sampled_from(["", *titles]))
+    names = Names(query, titles)
+    named = np.array([names.named_by(hit, text) for hit, text in enumerate(passages)])
+    naming = np.array([names.naming(hit, passages) for hit in range(len(titles))])
+    assert naming.tolist() == named.T.tolist()
+
+
+def test_a_link_goes_either_way_and_counts_by_what_the_other_adds():
+    titles = ["Ada Lovelace", "Lord Byron", "Childe Harold", "Newstead", "Byron"]
+    passages = [
+        "Her father was Lord Byron.",  # names the poet
+        "He lived at Newstead.",
+        "A long poem by Lord Byron, printed in parts.",  # names him, too
+        "An abbey.",
+        "A hamlet of poets.",
+    ]
+    query = "which abbey did the poet of a poem printed in parts live at"
+    words = ["which", "abbey", "did", "the", "poet", "of", "poem", "printed", "in", "parts", "live"]
+    coverage = Coverage({word: rank for rank, word in enumerate(words)})
+    texts = [f"{title} {passage}" for title, passage in zip(titles, passages, strict=True)]
+    covered = coverage.of(query, texts)
+    links = Links(query, titles, passages, covered)
+    added = covered.added_to(1)
+    assert min(added[0], added[2], added[3]) >= 0
+    assert links.of(1).tolist() == [added[0], 0, added[2], added[3], 0]
+    assert added[2] > added[3] > 0
+    # The abbey holds "abbey" and is named by the poet alone, who holds nothing that it lacks.
+    assert links.of(3).tolist() == [0, covered.added_to(3)[1], 0, 0, 0]
+
+
+def test_a_hostile_window_takes_no_longer_than_it_is_long():
+    # Looking for a name at every place of a text, letter by letter, would take minutes.
+    count = 40
+    titles = ["a" * 50 for _ in range(count)]
+    passages = ["a" * 40_000 for _ in range(count)]
+    names = Names("query", ["a" * 49, *titles])
+    assert not names.naming(0, ["", *passages]).any()

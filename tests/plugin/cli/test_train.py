@@ -89,6 +89,11 @@ def test_fuse_leaves_out_what_is_excluded_and_what_gives_a_claim_away(
     assert title.queries == {texts[f"h{i}-0"] for i in (0, 3, 4)}
 
 
+def test_fuse_names_a_corpus_that_is_not_there_before_it_reads_models(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"no .*gone; --sentences names a corpus"):
+        run("fuse", tmp_path, "--data", tmp_path, "--sentences", "gone")
+
+
 def test_without_torch_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else True)
     with pytest.raises(CommandError, match=r"training needs torch; .*titlecast\[train\]"):

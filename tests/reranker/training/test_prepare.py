@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from reranker.evaluation.collections import Document
 from reranker.evaluation.contamination import FILE, fingerprint
 from reranker.evaluation.split import side
+from reranker.stages import Query, Scores
 from reranker.training.config import Recipe, changed, read_recipe
 from reranker.training.examples import UNLABELLED, load
-from reranker.training.finish import score_windows
+from reranker.training.fusing import Scorer, score_windows, taken_out
 from reranker.training.loop import train
 from reranker.training.prepare import prepare, prepare_once, sources_of
 from tests.reranker.training.conftest import recipe_text
@@ -193,9 +195,20 @@ class Asked:
     def __init__(self) -> None:
         self.queries: set[str] = set()
 
-    def score(self, query: str, titles: list[str], passages: object = None) -> np.ndarray:
+    def read(self, query: str) -> Query:
         self.queries.add(query)
+        return Query(None, False, 10)
+
+    def score_read(self, query: Query, titles: list[str]) -> Scores:
+        return Scores(np.zeros(len(titles), dtype=np.float32), 0, 0)
+
+    def score(self, query: str, titles: list[str], passages: list[str]) -> np.ndarray:
+        assert query in self.queries
         return np.zeros(len(titles))
+
+    @property
+    def scorer(self) -> Scorer:
+        return Scorer(self, self)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("by_text", [False, True])
@@ -204,8 +217,55 @@ def test_the_fusion_is_not_fitted_on_excluded_queries(tmp_path, by_text):
     excluded = [asked(ANIMALS[3], "dev") if by_text else "3"]
     title = Asked()
     recipe = recipe_of("passage", "one")
-    score_windows(recipe, tmp_path, title, title, exclude=excluded)  # type: ignore[arg-type]
+    score_windows(recipe, tmp_path, title.scorer, exclude=excluded)
     assert title.queries == {asked(word, "dev") for word in ANIMALS if word != ANIMALS[3]}
+
+
+SENTENCES = ["The red fox ran over the hills.", "It saw seven geese in the river.", "They flew."]
+
+
+def test_sentences_are_taken_out_of_the_documents_that_they_ask_for():
+    long = [Document(str(i), "", " ".join(SENTENCES)) for i in range(5)]
+    short = [Document("a", "A title", SENTENCES[0]), Document("b", "", "")]
+    corpus, asked = taken_out([*long, *short], 3)
+    assert list(corpus) == ["0", "1", "2", "3", "4", "a", "b"]
+    assert len(asked) == 3
+    for id, sentence in asked.items():
+        assert sentence in SENTENCES[:2]  # two words are no query
+        assert corpus[id].text == " ".join(one for one in SENTENCES if one != sentence)
+    untouched = set(corpus) - set(asked)
+    assert all(corpus[one.id] == one for one in [*long, *short] if one.id in untouched)
+    assert set(taken_out([*long, *short], 99)[1]) == {"0", "1", "2", "3", "4"}
+
+
+def eats(word: str, metal: str) -> str:
+    return f"The {word} eats {metal} all day."
+
+
+def likes(word: str, metal: str) -> str:
+    return f"Nobody knows why any {word} likes {metal} all day."
+
+
+def test_the_fusion_is_fitted_on_sentences_too(tmp_path):
+    write_words(tmp_path / "one", ANIMALS, ["dev"] * 10)
+    write_lines(
+        tmp_path / "texts/corpus.jsonl",  # a corpus alone will do
+        [
+            {"_id": str(i), "title": "", "text": f"{eats(word, metal)} {likes(word, metal)}"}
+            for i, (word, metal) in enumerate(zip(ANIMALS, METALS, strict=True))
+        ],
+    )
+    model = Asked()
+    windows = score_windows(
+        recipe_of("passage", "one"), tmp_path, model.scorer, sentences=["texts"]
+    )
+    assert list(windows) == ["one/train", "sentences of texts"]
+    found = windows["sentences of texts"]
+    assert all(window.gold.sum() == 1 for window in found)
+    made = model.queries - {asked(word, "dev") for word in ANIMALS}
+    pairs = list(zip(ANIMALS, METALS, strict=True))
+    assert made <= {make(*pair) for pair in pairs for make in (eats, likes)}
+    assert len(made) == len(ANIMALS)
 
 
 def write_claims(folder: Path) -> dict[str, str]:
@@ -251,7 +311,7 @@ def test_the_fusion_is_not_fitted_where_the_rest_of_a_family_was_trained_on(tmp_
     texts = write_claims(tmp_path)
     prints = None if seen is None else frozenset(fingerprint(texts[id]) for id in seen)
     title = Asked()
-    score_windows(families(), tmp_path, title, title, seen=prints)  # type: ignore[arg-type]
+    score_windows(families(), tmp_path, title.scorer, seen=prints)
     assert title.queries == {texts[f"h{i}-0"] for i in left}
 
 

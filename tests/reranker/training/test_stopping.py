@@ -11,7 +11,7 @@ from plugin.cli import train as command
 from reranker import Cascade
 from reranker.fusion import Fusion
 from reranker.stopping import Stopping
-from reranker.training.finish import Window
+from reranker.training.fusing import Window
 from reranker.training.stopping import fit_stopping, stops_at, try_stopping
 from tests.reranker.conftest import write_models
 from tests.reranker.training.conftest import recipe_text

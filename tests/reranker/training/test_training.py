@@ -17,14 +17,8 @@ from reranker.runtime import read_config
 from reranker.training.adapt import reciprocal_rank as reciprocal_rank_of_arrays
 from reranker.training.config import RECIPES, changed, read_recipe
 from reranker.training.examples import MADE, load, save
-from reranker.training.finish import (
-    Window,
-    export_trained,
-    fit_fusion,
-    kendall_tau,
-    score_windows,
-    without_small,
-)
+from reranker.training.finish import export_trained, kendall_tau
+from reranker.training.fusing import Scorer, Window, fit_fusion, score_windows, without_small
 from reranker.training.loop import load_data, reciprocal_rank, schedule, train
 from reranker.training.start import left_out_of, load_trained, tokenizer_of
 from tests.reranker.training.conftest import QUERIES, prepared, recipe_text, records
@@ -194,7 +188,7 @@ def test_export_and_fuse_make_a_cascade(data, backbone, tmp_path):
     title = TitleReranker.load(tmp_path / "model/title", threads=1)
     passage = PassageReranker.load(tmp_path / "model/passage", threads=1)
     recipe = read_recipe(tmp_path / "passage" / "recipe.toml")
-    windows = score_windows(recipe, data, title, passage, queries=20, depth=8)
+    windows = score_windows(recipe, data, Scorer(title, passage, depth=8), queries=20)
     fusion = fit_fusion(windows)
     assert all(weight >= 0 for weight in fusion)
     fusion.write(tmp_path / "model" / "fusion.json")
@@ -290,7 +284,7 @@ def test_a_fusion_finds_the_feature_that_tells(data):
     assert both.title_only > 1.0 > 4 * both.title
 
 
-def test_being_named_counts_as_much_as_it_tells():
+def test_links_count_as_much_as_they_tell():
     rng = np.random.default_rng(0)
     windows: dict[str, list[Window]] = {"tells": [], "says nothing": []}
     for name, items in windows.items():
@@ -301,9 +295,9 @@ def test_being_named_counts_as_much_as_it_tells():
             noise = rng.normal(size=(3, 12))
             passage = noise[1]
             passage[first] += 5
-            named = np.zeros((12, 12))
-            named[first, second if name == "tells" and rng.random() < 0.6 else 0] = 1
-            items.append(Window(noise[0], passage, noise[2], gold, named))
+            links = np.zeros((12, 12))
+            links[first, second if name == "tells" and rng.random() < 0.6 else 0] = 1
+            items.append(Window(noise[0], passage, noise[2], gold, links))
     tells = fit_fusion({"set": windows["tells"]})
     assert tells.mention > 2.0
     assert fit_fusion({"set": windows["says nothing"]}).mention < 0.3 * tells.mention
