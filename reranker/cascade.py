@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reranker.coverage import Coverage, Covered
-from reranker.fusion import Fusion, neutral, squash, standardise, trust
+from reranker.fusion import Fusion, first_stage, lifted, neutral, squash
 from reranker.mentions import Links
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
 from reranker.stages import SHIPPED, PassageReranker, Query, TitleReranker
@@ -181,9 +181,8 @@ class Cascade:
         titled = np.array([bool(hit.title.strip()) for hit in hits])
         logits = neutral(title_logits, titled)
         alone = not any(hit.passage.strip() for hit in hits)
-        first = standardise(np.array([hit.score for hit in hits], dtype=np.float64))
-        if not alone:
-            first *= trust(asked.tokens)
+        scores = np.array([hit.score for hit in hits], dtype=np.float64)
+        first = first_stage(scores, asked.tokens, alone)
         limit = _TOKEN_CHARACTERS * self._most_tokens
         weights = self.fusion
         covered = Covered.nothing(len(hits))
@@ -338,8 +337,7 @@ class Reading:
         order = np.argsort(-promise, kind="stable").tolist()
         # The most promising first.
         self.unread = [i for i in order if hits[i].title.strip() or hits[i].passage.strip()]
-        self.coverage = covered.shares
-        self._covered = covered
+        self.covered = covered
         self._titles, self._first = titles, first
         self._fusion = fusion
         self._most_characters = most_characters
@@ -356,7 +354,7 @@ class Reading:
         if self._links is None:
             titles = [hit.title for hit in self.hits]
             passages = [hit.passage[: self._most_characters] for hit in self.hits]
-            self._links = Links(self.query, titles, passages, self._covered)
+            self._links = Links(self.query, titles, passages, self.covered)
         self._linked += [self._links.of(i) for i in part]
         self.gain = self._fusion.mentions(self.scores[self.read], np.array(self._linked))
         # Only there, so that a deadline's smaller chunks change no order.
@@ -366,15 +364,15 @@ class Reading:
     @property
     def scores(self) -> NDArray[np.float64]:
         """The passage stage's fused scores (n,), without `gain`; NaN of the unread."""
-        return self._fusion.passages(self.logits, self._titles, self._first, self.coverage)
+        return self._fusion.passages(self.logits, self._titles, self._first, self.covered.shares)
 
     @property
     def final(self) -> NDArray[np.float64]:
-        """The scores with `gain` (n,), see `Fusion.lifted`."""
+        """The scores with `gain` (n,), see `lifted`."""
         scores = self.scores
         if not self._linked:
             return scores
-        return self._fusion.lifted(scores, self.gain, scores[self.read], np.array(self._linked))
+        return lifted(scores, self.gain, scores[self.read], np.array(self._linked))
 
     def settled(self, rule: Stopping, left: int) -> bool:
         """Whether reading the `left` most promising unread hits would change too little."""
@@ -413,7 +411,7 @@ def _ranked(
             first_stage_score=float(hits[i].score),
             title_score=float(title_logits[i]) if titled[i] else None,
             passage_score=float(passage_logits[i]) if read[i] else None,
-            coverage=float(reading.coverage[i]),
+            coverage=float(reading.covered.shares[i]),
             mention=float(gained[i]),
             first_stage_rank=i + 1,
             title_rank=title_ranks[i],

@@ -29,10 +29,10 @@ class Fusion(NamedTuple):
     """The weights; those of the title stage first, those for hits without any passage last."""
 
     title: float  # of the title's logit, before the passage stage
-    title_first_stage: float  # of the first-stage score beside it, standardised, times `trust`
+    title_first_stage: float  # of the first stage's score beside it, see `first_stage`
     passage: float  # of the passage's logit
     passage_title: float  # of the title's logit beside it
-    passage_first_stage: float  # of that first-stage score beside both
+    passage_first_stage: float  # of that score beside both
     title_only: float  # of the title's logit, where no hit has a passage
     title_only_first_stage: float  # of the standardised first-stage score beside it
     mention: float = 0.0  # of what the hit is likely to add to a relevant one, see `Links`
@@ -99,22 +99,6 @@ class Fusion(NamedTuple):
         gain: NDArray[np.float64] = self.mention * (likely / likely.sum()) @ links
         return gain
 
-    def lifted(
-        self,
-        scores: NDArray[np.float64],
-        gain: NDArray[np.float64],
-        read: NDArray[np.float64],
-        links: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
-        """The fused scores (n,) with `gain` (n,), none above the best of those it has links to.
-
-        So a search for one page, whose passage names others, loses nothing. `read` (m,) are the
-        scores of the passages that were read, `links` (m, n) theirs, as in `mentions`.
-        """
-        limit = np.where(links > 0, read[:, None], -np.inf).max(axis=0)
-        lifted: NDArray[np.float64] = np.minimum(scores + gain, np.nextafter(limit, -np.inf))
-        return np.maximum(scores, lifted)
-
     def write(self, path: Path) -> None:
         """Write `fusion.json`."""
         path.write_text(json.dumps(self._asdict(), indent=2) + "\n", encoding="utf-8")
@@ -148,11 +132,35 @@ def trust(query_tokens: int) -> float:
     return min(query_tokens / _TOKENS, _MOST_TRUST)
 
 
+def first_stage(scores: NDArray[np.float64], query_tokens: int, alone: bool) -> NDArray[np.float64]:
+    """What the first stage's scores (n,) count for beside the models': standardised, and trusted.
+
+    `alone`: no hit of the search has a passage, and a long query is trusted no more than others.
+    """
+    return standardise(scores) * (1.0 if alone else trust(query_tokens))
+
+
 def neutral(logits: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Logits (n,) in which those that mean nothing stand at the mean of the others."""
     out = logits.astype(np.float64)
     out[~known] = out[known].mean() if known.any() else 0.0
     return out
+
+
+def lifted(
+    scores: NDArray[np.float64],
+    gain: NDArray[np.float64],
+    read: NDArray[np.float64],
+    links: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Fused scores (n,) with their `gain` (n,), none above the best of those it has links to.
+
+    So a search for one page, whose passage names others, loses nothing. `read` (m,) are the
+    scores of the passages that were read, `links` (m, n) theirs, as in `Fusion.mentions`.
+    """
+    limit = np.where(links > 0, read[:, None], -np.inf).max(axis=0)
+    raised: NDArray[np.float64] = np.minimum(scores + gain, np.nextafter(limit, -np.inf))
+    return np.maximum(scores, raised)
 
 
 def squash(fused: NDArray[np.float64]) -> NDArray[np.float64]:

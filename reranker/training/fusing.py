@@ -11,7 +11,7 @@ import torch
 from reranker.coverage import Coverage
 from reranker.evaluation.bm25 import BM25, text_of
 from reranker.evaluation.collections import Document, read_collection, read_corpus
-from reranker.fusion import Fusion, neutral, standardise, trust
+from reranker.fusion import Fusion, first_stage, lifted, neutral, standardise
 from reranker.mentions import Links
 from reranker.training.augment import take_sentence
 from reranker.training.prepare import dev_queries
@@ -49,7 +49,7 @@ class Window:
     ) -> None:
         self.title = title  # (n,)
         self.passage = passage  # (n,), NaN where it was not scored
-        self.first = first  # (n,), standardised; over texts times `trust`
+        self.first = first  # (n,), see `first_stage`
         self.gold = gold  # (n,)
         # (n, n): what the hits add to each of them, see `Links.of`; None: there are no links.
         self.links = np.zeros((len(gold), len(gold))) if links is None else links
@@ -87,11 +87,11 @@ class Scorer:
         logits = neutral(
             self._title.score_read(asked, titles).logits, np.array([bool(t) for t in titles])
         )
-        first = standardise(np.array([score for _, score in found], dtype=np.float64))
+        scores = np.array([score for _, score in found], dtype=np.float64)
+        first = first_stage(scores, asked.tokens, alone=pages)
         read = np.full(len(found), np.nan)
         if pages:
             return Window(logits, read, first, gold)
-        first *= trust(asked.tokens)
         texts = [document.text for document in documents]
         covered = self._coverage.of(query, [text_of(document) for document in documents])
         promise = standardise(logits) + first + standardise(covered.shares)
@@ -232,7 +232,7 @@ def _quality(window: Window, fusion: Fusion) -> float:
     read = np.isfinite(window.passage)
     every = fusion.passages(window.passage, window.title, window.first, window.coverage)
     scores, links = every[read], window.links[np.ix_(read, read)]
-    final = fusion.lifted(scores, fusion.mentions(scores, links), scores, links)
+    final = lifted(scores, fusion.mentions(scores, links), scores, links)
     return ndcg(window.gold[read].astype(float), np.argsort(-final, kind="stable"))
 
 

@@ -6,67 +6,23 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 
+from indexing.records import Document
+from reranker.evaluation.bm25 import STOP_WORDS
+from reranker.evaluation.collections import json_objects, read_corpus
+from tests.benchmarks.collection_folder import write_beir
+
 _SENTENCE = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")
-_COMMON = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "of",
-        "in",
-        "on",
-        "for",
-        "to",
-        "and",
-        "or",
-        "is",
-        "are",
-        "be",
-        "do",
-        "does",
-        "did",
-        "can",
-        "with",
-        "by",
-        "from",
-        "at",
-        "as",
-        "it",
-        "its",
-        "than",
-        "that",
-        "this",
-        "there",
-        "we",
-        "between",
-        "after",
-        "among",
-        "during",
-        "what",
-        "how",
-        "which",
-        "who",
-        "when",
-        "where",
-        "not",
-        "no",
-        "should",
-        "could",
-        "would",
-        "will",
-        "has",
-        "have",
-        "had",
-    ]
-)
+_LEAST_WORDS = 8  # of a sentence
+_LEAST_SENTENCES = 3
+_SHARE = 0.4  # of a question's words
 
 
 def main(
@@ -74,42 +30,45 @@ def main(
     out: Annotated[Path, typer.Argument(help="Where the two folders are written.")],
 ) -> None:
     """Make queries of other kinds than questions, judged by what they were made from."""
-    texts = {one["_id"]: one["text"] for one in _lines(source / "corpus.jsonl")}
-    asked = {one["positive"][0]: one["text"] for one in _lines(source / "queries.jsonl")}
-    documents, queries = [], {}
+    texts = {document.id: document.text for document in read_corpus(source)}
+    asked = {
+        str(record["positive"][0]): str(record["text"])
+        for _, record in json_objects(source / "queries.jsonl")
+    }
+    write(out / "sentences", *by_sentences(texts, asked))
+    untitled = [Document(id, "", text) for id, text in texts.items()]
+    write(out / "words", untitled, by_words(asked))
+
+
+def by_sentences(
+    texts: Mapping[str, str], asked: Mapping[str, str]
+) -> tuple[list[Document], dict[str, str]]:
+    """Papers without their last sentences, and these as queries by the paper's id."""
+    papers, queries = [], {}
     for id, question in asked.items():
-        sentences = [one for one in _SENTENCE.split(texts[id]) if len(one.split()) >= 8]
-        if len(sentences) >= 3:
-            documents.append({"_id": id, "title": question, "text": " ".join(sentences[:-1])})
-            queries[id] = sentences[-1]
-    _write(out / "sentences", documents, queries)
+        found = [s for s in _SENTENCE.split(texts[id]) if len(s.split()) >= _LEAST_WORDS]
+        if len(found) >= _LEAST_SENTENCES:
+            *rest, queries[id] = found
+            papers.append(Document(id, question, " ".join(rest)))
+    return papers, queries
+
+
+def by_words(asked: Mapping[str, str]) -> dict[str, str]:
+    """Some words of each question, by id; two at least, and none of Lucene's stop words."""
     rng = np.random.default_rng(0)
     queries = {}
     for id, question in asked.items():
-        words = [word for part in question.split() if (word := part.strip("?:.,;\"'()"))]
-        words = [word for word in words if word.lower() not in _COMMON]
-        chosen = rng.permutation(len(words))[: max(2, round(len(words) * 0.4))]
-        queries[id] = " ".join(words[place] for place in sorted(chosen.tolist()))
-    _write(
-        out / "words",
-        [{"_id": id, "title": "", "text": text} for id, text in texts.items()],
-        queries,
-    )
+        stripped = [part.strip("?:.,;\"'()") for part in question.split()]
+        words = [word for word in stripped if word and word.lower() not in STOP_WORDS]
+        chosen = rng.permutation(len(words))[: max(2, round(len(words) * _SHARE))]
+        if words:
+            queries[id] = " ".join(words[place] for place in sorted(chosen.tolist()))
+    return queries
 
 
-def _lines(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def _write(folder: Path, documents: list[dict[str, str]], queries: dict[str, str]) -> None:
-    (folder / "qrels").mkdir(parents=True, exist_ok=True)
-    asked = [{"_id": f"q{id}", "text": text} for id, text in queries.items()]
-    for name, records in (("corpus", documents), ("queries", asked)):
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (folder / f"{name}.jsonl").write_text(lines, "utf-8")
-    judged = "".join(f"q{id}\t{id}\t1\n" for id in queries)
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged, "utf-8")
-    typer.echo(f"{folder}: {len(queries)} queries over {len(documents)} documents")
+def write(folder: Path, documents: list[Document], queries: Mapping[str, str]) -> None:
+    """Write a folder whose queries are answered by the document of their id."""
+    write_beir(folder, documents, [(f"q{id}", text, [id]) for id, text in queries.items()])
 
 
 if __name__ == "__main__":

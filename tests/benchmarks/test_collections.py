@@ -7,7 +7,7 @@ from pathlib import Path
 
 from indexing.records import Document
 from reranker.evaluation.collections import read_collection
-from tests.benchmarks import positive_collection, summary_collection
+from tests.benchmarks import abstract_collections, positive_collection, summary_collection
 from tests.benchmarks.collection_folder import write_beir
 
 REST = "takes an iterable of sorted lists and a key function, and returns one iterator over all"
@@ -44,3 +44,31 @@ def test_judgements_that_queries_carry(tmp_path: Path) -> None:
     read = read_collection(tmp_path / "out")
     assert read.qrels == {"q": {"a": 1, "c": 1}}
     assert len(read.corpus) == 3
+
+
+def test_a_sentence_is_taken_out_of_its_abstract_and_words_out_of_a_question(
+    tmp_path: Path,
+) -> None:
+    sentences = [f"The {word} of all lace plants was measured twice." for word in ("size", "age")]
+    last = "Old plants were the largest of all that were measured."
+    source = tmp_path / "source"
+    source.mkdir()
+    corpus = [("a", " ".join([*sentences, "Briefly so.", last])), ("b", sentences[0])]
+    asked = [("a", "Do (old) lace plants grow to the largest size of all?"), ("b", "Is it?")]
+    records = {
+        "corpus": [{"_id": id, "title": "", "text": text} for id, text in corpus],
+        "queries": [{"_id": id, "text": text, "positive": [id]} for id, text in asked],
+    }
+    for name, items in records.items():
+        (source / f"{name}.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items), "utf-8")
+    abstract_collections.main(source, tmp_path)
+    by_sentence = read_collection(tmp_path / "sentences")
+    assert [query.text for query in by_sentence.judged] == [last]
+    paper = by_sentence.corpus["a"]
+    assert (paper.title, paper.text) == (asked[0][1], " ".join(sentences))
+    by_word = read_collection(tmp_path / "words")
+    assert by_word.corpus["a"].text == corpus[0][1]
+    words = {query.id: query.text.split() for query in by_word.queries}
+    assert set(words["qa"]) <= {"Do", "old", "lace", "plants", "grow", "largest", "size", "all"}
+    assert len(words["qa"]) == 3
+    assert "qb" not in words  # of stop words alone

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reranker.fusion import Fusion, neutral, squash, standardise, trust
+from reranker.fusion import Fusion, first_stage, lifted, neutral, squash, standardise, trust
 
 finite = st.floats(-1e6, 1e6)
 
@@ -59,6 +59,23 @@ def test_squashing_keeps_order_inside_the_unit_interval(values):
 
 def test_the_first_stage_is_trusted_more_the_longer_the_query_is_up_to_a_limit():
     assert [trust(tokens) for tokens in (0, 1, 10, 15, 20, 21, 10**6)] == [0, 0.1, 1, 1.5, 2, 2, 2]
+
+
+def test_over_titles_alone_a_long_query_is_trusted_like_any_other():
+    scores = np.array([30.0, 20.0, 10.0])
+    z = standardise(scores)
+    assert first_stage(scores, 15, alone=True).tolist() == z.tolist()
+    assert first_stage(scores, 15, alone=False).tolist() == pytest.approx(1.5 * z)
+
+
+def test_no_hit_is_lifted_above_the_best_of_those_it_has_links_to():
+    scores = np.array([5.0, 3.0, 1.0, 0.0, np.nan])
+    gain = np.array([9.0, 9.0, 1.5, 9.0, 9.0])
+    links = np.array([[0.0, 0.1, 0.1, 0.0, 0.1], [0.1, 0.0, 0.2, 0.0, 0.0]])
+    found = lifted(scores, gain, scores[:2], links)
+    # The best is linked to a worse one only, the fourth to none; the last was not read.
+    assert found[:4].tolist() == [5.0, np.nextafter(5.0, -np.inf), 2.5, 0.0]
+    assert np.isnan(found[4])
 
 
 def test_squashing_does_not_saturate():
