@@ -73,3 +73,7 @@ class Covered:
         """Which share (n,) of the query each text holds that this one does not: 0 to 1."""
         added: NDArray[np.float64] = ((self._holds & ~self._holds[text]) * self._words).sum(axis=1)
         return added
+
+    def lacked_by(self, text: int) -> float:
+        """Which share of the query this text does not hold: 0 to 1."""
+        return float((~self._holds[text] * self._words).sum())

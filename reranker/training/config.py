@@ -180,9 +180,11 @@ class Recipe(_Strict):
     backbone: str = DEFAULT_BACKBONE
     # A training's folder, or a model folder of the broadcast architecture, whose weights the
     # network starts from; `model` is then that folder's, but for a late interaction
-    # (`token_match`, `mean_match`) that is added to a network without one.
+    # (`token_match`, `mean_match`) or `sinks` that are added to a network without them, and for
+    # `intermediate`.
     start: str | None = None
-    # Changes to the architecture's configuration, `BroadcastConfig`.
+    # Changes to the architecture's configuration, `BroadcastConfig`. Of a smaller `intermediate`
+    # those units are left out that the network can best do without.
     model: Annotated[dict[str, Any], AfterValidator(_check_network)] = {}
     data: DataConfig
     lists: ListConfig = ListConfig()
@@ -242,6 +244,11 @@ class Recipe(_Strict):
             raise ValueError(
                 "distillation, in_batch and augment train a dual encoder, which only the "
                 "broadcast architecture has: leave them out, or give it"
+            )
+        if self.architecture != "broadcast" and "intermediate" in self.model:
+            raise ValueError(
+                "model: intermediate narrows networks of the broadcast architecture only: leave it "
+                "out, or give it"
             )
         if self.augment and self.taught_by and self.taught_by.folder is None:
             raise ValueError(

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _CANDIDATES = 100
 # Weights of the links that are tried, and the nDCG@10 that a smaller one may lose.
 _MENTIONS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-_NEARLY = 0.0005
+_NEARLY = 0.0002
 
 
 class Window:

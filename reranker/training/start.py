@@ -15,6 +15,7 @@ from torch import Tensor
 from reranker.evaluation.contamination import FILE
 from reranker.models.backbone import load_backbone, load_tokenizer
 from reranker.models.broadcast import BroadcastEncoder, from_bert
+from reranker.models.narrow import narrow
 from reranker.models.pair import PairEncoder
 from reranker.models.restore import restore
 from reranker.runtime import read_config
@@ -22,13 +23,16 @@ from reranker.training.config import read_recipe
 from reranker.training.lists import Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from reranker.training.config import Recipe
 
 Model = BroadcastEncoder | PairEncoder
+
+_SAMPLES = 512  # of words, on which is decided which units a narrower network keeps
+_COMMON = 100  # the most frequent words are about equally so
 
 
 def new_model(recipe: Recipe) -> Model:
@@ -39,7 +43,8 @@ def new_model(recipe: Recipe) -> Model:
     """
     if recipe.start is not None:
         return started(Path(recipe.start), recipe)
-    changes = recipe.model | {"sinks": False}  # they come last, from the weights below
+    # What is made of the weights below comes last.
+    changes = {k: v for k, v in recipe.model.items() if k not in ("sinks", "intermediate")}
     backbone = load_backbone(recipe.backbone)
     model = from_bert(backbone.state, backbone.config, **changes)
     if recipe.architecture == "pair":
@@ -49,10 +54,13 @@ def new_model(recipe: Recipe) -> Model:
         teacher = load_any(Path(taught_by.folder), taught_by.blend)
         if not isinstance(teacher, BroadcastEncoder):
             raise ValueError("a network can take layers of a teacher of the broadcast architecture")
-        if teacher.config.sinks:
-            model = BroadcastEncoder(replace(model.config, sinks=True))
+        # What a teacher's layers are made of comes with them.
+        theirs = teacher.config
+        model = BroadcastEncoder(
+            replace(model.config, sinks=theirs.sinks, intermediate=theirs.intermediate)
+        )
         model.load_state_dict(some_layers(teacher.state_dict(), taught_by.layers, model))
-    return with_sinks(model, recipe)
+    return narrowed(with_sinks(model, recipe), recipe)
 
 
 def seen_by(folder: Path) -> NDArray[np.uint64]:
@@ -132,7 +140,7 @@ def started(folder: Path, recipe: Recipe) -> Model:
             f"{recipe.architecture}: give another start, or architecture = "
             f'"{architecture}"'
         )
-    return with_sinks(with_tokens(model, recipe), recipe)
+    return narrowed(with_sinks(with_tokens(model, recipe), recipe), recipe)
 
 
 def kind_of(folder: Path) -> tuple[str, str]:
@@ -191,6 +199,51 @@ def with_sinks(model: Model, recipe: Recipe) -> Model:
     texts[:, 1:-1] = words
     ids = torch.from_numpy(texts)
     return model.add_sinks(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+def narrowed(model: Model, recipe: Recipe) -> Model:
+    """The network with as few units in its feed-forward layers as the recipe asks for.
+
+    Which go is decided on words drawn at random, frequent ones more often: so no domain is
+    preferred. Raises ValueError for a recipe that asks for more units than there are.
+    """
+    width = recipe.model.get("intermediate")
+    if width is None or not isinstance(model, BroadcastEncoder):
+        return model
+    if width == model.config.intermediate:
+        return model
+    return narrow(model, width, word_samples(Tokenizer.from_str(tokenizer_of(recipe))))
+
+
+def word_samples(tokenizer: Tokenizer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Queries of 2 to 24 words at random, ids (1, Q), each with 32 texts' (32, T) of 1 to 8.
+
+    The vocabulary has its characters first, then words and their parts by frequency: each is drawn
+    as often as its rank says (Zipf's law). In half of the texts every fourth or every second word
+    is one of the query's.
+    """
+    rng = np.random.default_rng(0)
+    vocabulary = tokenizer.get_vocab().items()
+    words = np.array(
+        sorted(id for word, id in vocabulary if word.isascii() and not word.startswith("["))
+    )
+    shares = 1 / (np.arange(len(words)) + _COMMON)
+    shares /= shares.sum()
+    tokenizer.no_padding()
+    first, *_, last = tokenizer.encode("a").ids
+
+    def some(*shape: int) -> NDArray[np.int64]:
+        return rng.choice(words, size=shape, p=shares)
+
+    def ids(rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(
+            np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (first, last)))
+        )
+
+    for sample in range(_SAMPLES):
+        query, texts = some(1, int(rng.integers(2, 25))), some(32, 1 + sample % 8)
+        shared = rng.random(texts.shape) < rng.choice([0.0, 0.0, 0.25, 0.5], size=(32, 1))
+        yield ids(query), ids(np.where(shared, rng.choice(query[0], size=texts.shape), texts))
 
 
 def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tuple[Recipe, Model]:

@@ -202,8 +202,10 @@ def test_what_has_links_comes_as_in_the_slow_twin(cascade, weight, share):
 
     def link(i: int, j: int) -> float:
         """What hit i adds to the passage j that was read, where one names the other."""
-        times = (names[i] in hits[j].passage) + (names[j] in hits[i].passage)
-        return times * covered.added_to(j)[i] if i != j else 0.0
+        if i == j:
+            return 0.0
+        named, naming = names[i] in hits[j].passage, names[j] in hits[i].passage
+        return (named + naming) * covered.added_to(j)[i] + named * covered.lacked_by(j) / 3
 
     read: list[int] = []
     gain = np.zeros(30)

@@ -131,6 +131,9 @@ def test_two_texts_together_hold_what_one_adds_to_the_other(asked, texts, data):
     covered = COVERAGE.of(query, texts)
     # With every pair as further texts, so that the same words count.
     pairs = COVERAGE.of(query, [*texts, *(f"{texts[one]} {text}" for text in texts)]).shares
+    assert covered.lacked_by(one) == pytest.approx(
+        1 - covered.shares[one] if covered.shares.any() else 0
+    )
     together = covered.shares[one] + covered.added_to(one)
     assert together.tolist() == pytest.approx(pairs[len(texts) :].tolist())
 
@@ -138,3 +141,4 @@ def test_two_texts_together_hold_what_one_adds_to_the_other(asked, texts, data):
 def test_of_nothing_each_text_holds_nothing():
     covered = Covered.nothing(3)
     assert covered.shares.tolist() == covered.added_to(1).tolist() == [0.0, 0.0, 0.0]
+    assert covered.lacked_by(1) == 0.0

@@ -119,10 +119,26 @@ def test_a_link_goes_either_way_and_counts_by_what_the_other_adds():
     links = Links(query, titles, passages, covered)
     added = covered.added_to(1)
     assert min(added[0], added[2], added[3]) >= 0
-    assert links.of(1).tolist() == [added[0], 0, added[2], added[3], 0]
+    # Of what the poet's page lacks, a third counts for the abbey, which it names.
+    lacked = covered.lacked_by(1) / 3
+    assert links.of(1).tolist() == pytest.approx([added[0], 0, added[2], added[3] + lacked, 0])
     assert added[2] > added[3] > 0
     # The abbey holds "abbey" and is named by the poet alone, who holds nothing that it lacks.
     assert links.of(3).tolist() == [0, covered.added_to(3)[1], 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("passage", "gains"), [("Ada's father was Lord Byron.", False), ("", True)]
+)
+def test_what_a_page_that_answers_alone_names_gains_nothing(passage, gains):
+    titles = ["Ada", "Lord Byron", "Augusta"]
+    passages = [f"{passage} Lord Byron.", "A poet.", "The father of Medora."]
+    texts = [f"{title} {passage}" for title, passage in zip(titles, passages, strict=True)]
+    vocabulary = {word: rank for rank, word in enumerate(["father", "ada"])}
+    covered = Coverage(vocabulary).of("father ada", texts)
+    links = Links("father ada", titles, passages, covered)
+    assert links.of(0).tolist() == pytest.approx([0, covered.lacked_by(0) / 3, 0])
+    assert bool(links.of(0).any()) is gains
 
 
 def test_a_hostile_window_takes_no_longer_than_it_is_long():

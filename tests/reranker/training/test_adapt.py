@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +14,31 @@ import torch
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from plugin.cli import adapt as command
 from plugin.cli.options import CommandError
 from reranker import PassageReranker, TitleReranker
 from reranker.evaluation.collections import Document
-from reranker.models.backbone import load_backbone
+from reranker.models.backbone import load_backbone, load_tokenizer
 from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.export import export, measure_ranges
 from reranker.models.pair import PairEncoder
 from reranker.models.restore import restore
+from reranker.training import start as starts
 from reranker.training.adapt import prepare_documents, reciprocal_rank
 from reranker.training.config import RECIPES, Recipe, as_toml, read_recipe
 from reranker.training.examples import load
 from reranker.training.pairs import Made, against_titles, make_queries, without_title
-from reranker.training.start import kind_of, with_sinks, with_tokens
+from reranker.training.start import (
+    kind_of,
+    narrowed,
+    new_model,
+    with_sinks,
+    with_tokens,
+    word_samples,
+)
 from tests.reranker.conftest import SMALL, WORDS, random_encoder, small_tokenizer, write_model
 
 TEXT = """# Sorting with a heap
@@ -339,6 +350,50 @@ def test_sinks_are_added_to_a_network_without_them(backbone):
     assert bool(added.sink_values.abs().sum((1, 2, 3)).all())
     assert with_sinks(added, recipe) is added
     assert with_sinks(model, recipe.model_copy(update={"model": {}})) is model
+
+
+def test_a_narrower_network_has_fewer_units_from_any_start(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(starts, "_SAMPLES", 40)
+    model = shaken(backbone, first_query_layer=1)
+    export(model, tmp_path / "wide", "fp32", None)
+    known = {"task": "title", "backbone": str(backbone)}
+    (tmp_path / "wide/config.json").write_text(json.dumps(known))
+    (tmp_path / "wide/tokenizer.json").write_text(load_tokenizer(str(backbone)))
+    data = {"sources": [{"path": "."}]}
+    asked = {**known, "data": data, "model": {"intermediate": 24}}
+    for start in (None, str(tmp_path / "wide")):
+        found = new_model(Recipe.model_validate({**asked, "start": start}))
+        assert found.config.intermediate == 24
+        # As it was, what it became is not begun anew: the same every time.
+        again = new_model(Recipe.model_validate({**asked, "start": start}))
+        assert all(map(torch.equal, found.state_dict().values(), again.state_dict().values()))
+        assert narrowed(found, Recipe.model_validate(asked)) is found
+    # A student that begins as layers of a narrower network is as narrow.
+    export(found, tmp_path / "narrow", "fp32", None)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(tmp_path / "wide" / name, tmp_path / "narrow")
+    taught = {"folder": str(tmp_path / "narrow"), "layers": [1]}
+    student = {**asked, "taught_by": taught, "model": {"layers": 1}}
+    assert new_model(Recipe.model_validate(student)).config.intermediate == 24
+    wider = Recipe.model_validate({**asked, "model": {"intermediate": 65}})
+    with pytest.raises(ValueError, match="intermediate is 65, of a network with 64 units"):
+        new_model(wider)
+
+
+def test_words_to_narrow_on_are_the_tokenizers_own(backbone):
+    tokenizer = Tokenizer.from_str(load_tokenizer(str(backbone)))
+    first, _, last = tokenizer.encode("a").ids
+    special = {tokenizer.token_to_id(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")}
+    lengths = set()
+    for query, texts in islice(word_samples(tokenizer), 50):
+        assert query.shape[0] == 1
+        assert texts.shape[0] == 32
+        lengths.add(texts.shape[1] - 2)
+        for rows in (query, texts):
+            assert (rows[:, 0] == first).all()
+            assert (rows[:, -1] == last).all()
+            assert not special & set(rows[:, 1:-1].flatten().tolist())
+    assert lengths == set(range(1, 9))
 
 
 def test_a_network_from_scratch_has_no_sinks(backbone):

@@ -406,6 +406,7 @@ def test_a_fusion_needs_passages_that_were_read():
         (f'architecture = "pair"\ndistillation = 1.0\n{SHORT}', "only the broadcast architecture"),
         (f'architecture = "pair"\nin_batch = 1.0\n{SHORT}', "only the broadcast architecture"),
         (f'architecture = "pair"\n{SHORT}[augment]', "only the broadcast architecture"),
+        (f'architecture = "pair"\n{SHORT}[model]\nintermediate = 8', "broadcast architecture only"),
         ('task = "title"\nstep = 5\n[data]\nsources = [{path = "x"}]', "step"),
     ],
 )
