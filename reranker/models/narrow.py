@@ -38,12 +38,11 @@ def narrow(
             f"intermediate is {width}, of a network with {model.config.intermediate} units in its "
             "feed-forward layers: give a smaller number, or leave it out"
         )
-    layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
-    moments = second_moments(model, layers, samples)
+    moments = second_moments(model, samples)
     state = model.state_dict()
-    for depth, layer in enumerate(layers):
+    for depth, layer in enumerate(_layers(model)):
         kept, weight, bias = without_units(
-            moments[depth], layer.down.weight, layer.down.bias, layer.down.in_features - width
+            moments[depth], layer.down.weight, layer.down.bias, model.config.intermediate - width
         )
         state |= {
             f"layers.{depth}.up.weight": layer.up.weight[kept],
@@ -56,12 +55,16 @@ def narrow(
     return found.eval()
 
 
+def _layers(model: BroadcastEncoder) -> list[Layer]:
+    return list(model.layers)  # type: ignore[arg-type]
+
+
 def second_moments(
-    model: BroadcastEncoder, layers: list[Layer], samples: Iterable[tuple[Tensor, Tensor]]
+    model: BroadcastEncoder, samples: Iterable[tuple[Tensor, Tensor]]
 ) -> list[Tensor]:
     """Of each layer's units, and of a constant 1 behind them: the mean products, (U + 1, U + 1)."""
     size = model.config.intermediate + 1
-    sums = [torch.zeros(size, size, dtype=torch.float64) for _ in layers]
+    sums = [torch.zeros(size, size, dtype=torch.float64) for _ in model.layers]
 
     def watch(total: Tensor) -> Any:
         def add(module: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -73,7 +76,7 @@ def second_moments(
 
     watching = [
         layer.down.register_forward_pre_hook(watch(total))
-        for layer, total in zip(layers, sums, strict=True)
+        for layer, total in zip(_layers(model), sums, strict=True)
     ]
     try:
         for query, texts in samples:

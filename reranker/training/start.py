@@ -208,9 +208,7 @@ def narrowed(model: Model, recipe: Recipe) -> Model:
     preferred. Raises ValueError for a recipe that asks for more units than there are.
     """
     width = recipe.model.get("intermediate")
-    if width is None or not isinstance(model, BroadcastEncoder):
-        return model
-    if width == model.config.intermediate:
+    if not isinstance(model, BroadcastEncoder) or width in (None, model.config.intermediate):
         return model
     return narrow(model, width, word_samples(Tokenizer.from_str(tokenizer_of(recipe))))
 

@@ -74,7 +74,7 @@ def test_the_cheapest_units_go_and_the_others_make_up_for_them(seed, number):
 def test_moments_are_of_all_that_the_network_read():
     model = random_encoder(SMALL)
     layers = list(model.layers)
-    found = second_moments(model, layers, samples(3))
+    found = second_moments(model, samples(3))
     seen: list[Tensor] = []
     watching = layers[1].down.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     for query, texts in samples(3):
@@ -84,7 +84,7 @@ def test_moments_are_of_all_that_the_network_read():
     rows = torch.cat([one.reshape(-1, SMALL.intermediate) for one in seen]).double()
     assert torch.allclose(found[1][:-1, :-1], rows.T @ rows / len(rows), atol=1e-5)
     assert torch.allclose(found[1][-1, :-1], rows.mean(0), atol=1e-5)
-    second_moments(model, layers, [])
+    second_moments(model, [])
     assert not layers[1].down._forward_pre_hooks
 
 
@@ -104,8 +104,7 @@ def test_units_that_say_what_others_say_are_not_missed():
         return network.score(read, texts, torch.ones_like(texts, dtype=torch.bool))
 
     assert torch.allclose(scores(narrower), scores(model), atol=0.02)
-    kept = torch.equal(narrower.words.weight, model.words.weight)
-    assert kept
+    assert torch.equal(narrower.words.weight, model.words.weight)
     assert not narrower.training
 
 
