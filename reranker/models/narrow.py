@@ -3,55 +3,64 @@
 Optimal Brain Surgeon (Hassibi and Stork 1993, NIPS 5) over whole units, as Kwon et al. (2022, arXiv
 2204.09656) and Kurtic et al. (2023, arXiv 2302.04089) prune: from what a layer's units say over
 many tokens follows what its output would lose without one of them if the others made up for it as
-well as they can. The cheapest one goes, the others make up for it, and so on.
+well as they can. The cheapest one goes, the others make up for it, and so on. The layers follow
+each other: the units that are left make up for what was lost below, too, as in SparseGPT (Frantar
+and Alistarh 2023, arXiv 2301.00774).
 """
 
 from __future__ import annotations
 
+import copy
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor, nn
 
-from reranker.models.broadcast import BroadcastEncoder, Layer
+from reranker.models.broadcast import BroadcastEncoder, Layer, without_special
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+# A query's ids (1, Q) without padding, and its texts' ids and mask, (N, T) each.
+List = tuple[Tensor, Tensor, Tensor]
 
-# Added to the second moments' diagonal, of its mean: units that never spoke have no say.
-_DAMPING = 1e-4
+# How much a map is held to what it was: of the mean square of what a unit says.
+_DAMPING = 0.01
+
+
+class Moments(NamedTuple):
+    """Means over tokens, of what a layer's units say and what it should have said."""
+
+    units: Tensor  # (U + 1, U + 1), products of the units and of a constant 1 behind them
+    wanted: Tensor  # (U + 1, H), and of these with what is wanted of the map behind them
 
 
 @torch.no_grad()
-def narrow(
-    model: BroadcastEncoder, width: int, samples: Iterable[tuple[Tensor, Tensor]]
-) -> BroadcastEncoder:
+def narrow(model: BroadcastEncoder, width: int, lists: Sequence[List]) -> BroadcastEncoder:
     """The network with `width` units in every feed-forward layer, in evaluation mode.
 
-    `samples` are queries' ids (1, Q), each with texts' (N, T), all without padding: what the units
-    say of these decides. Raises ValueError where the network has no more units than that.
+    What the units say of `lists` decides. Raises ValueError where the network has no more units
+    than that.
     """
     if not 0 < width < model.config.intermediate:
         raise ValueError(
             f"intermediate is {width}, of a network with {model.config.intermediate} units in its "
             "feed-forward layers: give a smaller number, or leave it out"
         )
-    moments = second_moments(model, samples)
-    state = model.state_dict()
-    for depth, layer in enumerate(_layers(model)):
+    narrower = copy.deepcopy(model).eval()
+    for depth, layer in enumerate(_layers(narrower)):
         kept, weight, bias = without_units(
-            moments[depth], layer.down.weight, layer.down.bias, model.config.intermediate - width
+            moments(model, narrower, depth, lists),
+            layer.down.weight,
+            layer.down.bias,
+            model.config.intermediate - width,
         )
-        state |= {
-            f"layers.{depth}.up.weight": layer.up.weight[kept],
-            f"layers.{depth}.up.bias": layer.up.bias[kept],
-            f"layers.{depth}.down.weight": weight,
-            f"layers.{depth}.down.bias": bias,
-        }
+        layer.up = _map(layer.up.weight[kept], layer.up.bias[kept])
+        layer.down = _map(weight, bias)
     found = BroadcastEncoder(replace(model.config, intermediate=width))
-    found.load_state_dict(state)
+    found.load_state_dict(narrower.state_dict())
     return found.eval()
 
 
@@ -59,49 +68,75 @@ def _layers(model: BroadcastEncoder) -> list[Layer]:
     return list(model.layers)  # type: ignore[arg-type]
 
 
-def second_moments(
-    model: BroadcastEncoder, samples: Iterable[tuple[Tensor, Tensor]]
-) -> list[Tensor]:
-    """Of each layer's units, and of a constant 1 behind them: the mean products, (U + 1, U + 1)."""
-    size = model.config.intermediate + 1
-    sums = [torch.zeros(size, size, dtype=torch.float64) for _ in model.layers]
+def _map(weight: Tensor, bias: Tensor) -> nn.Linear:
+    found = nn.Linear(weight.shape[1], weight.shape[0])
+    found.load_state_dict({"weight": weight, "bias": bias})
+    return found
 
-    def watch(total: Tensor) -> Any:
-        def add(module: nn.Module, inputs: tuple[Tensor]) -> None:
-            units = inputs[0].flatten(0, -2)
-            units = torch.cat([units, units.new_ones(len(units), 1)], 1)
-            total.add_(units.T @ units)
 
-        return add
+@torch.no_grad()
+def moments(
+    model: BroadcastEncoder, narrower: BroadcastEncoder, depth: int, lists: Sequence[List]
+) -> Moments:
+    """What `narrower`'s units of a layer say, and what would give the states that `model` has.
 
-    watching = [
-        layer.down.register_forward_pre_hook(watch(total))
-        for layer, total in zip(_layers(model), sums, strict=True)
-    ]
+    Both read all of every list; padding does not count.
+    """
+    theirs, ours = _layers(model)[depth], _layers(narrower)[depth]
+    size = ours.down.in_features + 1
+    units = torch.zeros(size, size, dtype=torch.float64)
+    wanted = torch.zeros(size, ours.down.out_features, dtype=torch.float64)
+    tokens = 0
+    with ExitStack() as stack:
+        # What a layer's last norm reads is its map's output and what went past the map.
+        norms = (theirs.norm, ours.norm, ours.down)
+        goals, sums, said = (stack.enter_context(_inputs(module)) for module in norms)
+        for query, ids, mask in lists:
+            seen = without_special(ids, mask)[1] if model.config.sinks else mask
+            asked = torch.ones_like(query, dtype=torch.bool)
+            for network in (model, narrower):
+                network.score(network.encode_query(query, asked), ids, mask)
+            for place, where in enumerate((asked, seen)):
+                x = said[place][where]  # (T, U)
+                missing = (goals[place] - sums[place])[where]
+                target = missing + ours.down(x)  # which adds to what was said
+                x = torch.cat([x, x.new_ones(len(x), 1)], 1)
+                units += x.T @ x
+                wanted += x.T @ target
+                tokens += len(x)
+            for inputs in (goals, sums, said):
+                inputs.clear()
+    return Moments(units / tokens, wanted / tokens)
+
+
+@contextmanager
+def _inputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a module reads during the block, call by call."""
+    found: list[Tensor] = []
+    watching = module.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     try:
-        for query, texts in samples:
-            read = model.encode_query(query, torch.ones_like(query, dtype=torch.bool))
-            model.score(read, texts, torch.ones_like(texts, dtype=torch.bool))
+        yield found
     finally:
-        for one in watching:
-            one.remove()
-    return [total / total[-1, -1] for total in sums]
+        watching.remove()
 
 
 def without_units(
-    moments: Tensor, weight: Tensor, bias: Tensor, number: int
+    means: Moments, weight: Tensor, bias: Tensor, number: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take `number` of the U units that a linear map reads away, and let the others make up for it.
 
-    `moments` (U + 1, U + 1) are the units' and a constant 1's, `weight` (H, U) and `bias` (H,) the
-    map's. Returns the places (U - number,) of those kept, and the map from them.
+    `weight` (H, U) and `bias` (H,) are the map as it is, to which the new one is held as far as
+    the lists do not say what else is wanted. Returns the places (U - number,) of the units kept,
+    and the map from them.
     """
-    units = weight.shape[1]
-    damped = moments.double().clone()
-    damped[:units, :units].diagonal().add_(_DAMPING * damped[:units, :units].diagonal().mean())
-    inverse = torch.linalg.inv(damped)
-    rows = torch.cat([weight.T, bias[None]]).double()  # (U + 1, H): what each contributes
-    gone = torch.zeros(units + 1, dtype=torch.bool)
+    count = weight.shape[1]
+    damping = _DAMPING * means.units.diagonal()[:-1].mean()
+    held = torch.zeros(count + 1, dtype=torch.float64)
+    held[:-1] = damping
+    before = torch.cat([weight.T, bias[None]]).double()  # (U + 1, H): what each contributes
+    inverse = torch.linalg.inv(means.units.double() + held.diag())
+    rows = inverse @ (means.wanted.double() + held[:, None] * before)  # the best with all units
+    gone = torch.zeros(count + 1, dtype=torch.bool)
     gone[-1] = True  # the bias is never a candidate
     for _ in range(number):
         cost = rows.square().sum(1) / inverse.diagonal()

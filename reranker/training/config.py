@@ -127,7 +127,9 @@ class TeacherConfig(_Strict):
     """A teacher whose scores are learned beside the labels: distillation with a frozen teacher.
 
     KL(softmax(teacher / temperature) || softmax(student / temperature)) over each list; where
-    the dual encoder takes part in a step, it is a student too.
+    the dual encoder takes part in a step, it is a student too. A network that teaches reads the
+    same tokens as the student, and besides, but for mined lists, those that the student leaves
+    out and it does not.
     """
 
     # A training's folder or a model folder; or a bi-encoder (Hugging Face name or folder) whose
@@ -183,12 +185,13 @@ class Recipe(_Strict):
     # (`token_match`, `mean_match`) or `sinks` that are added to a network without them, and for
     # `intermediate`.
     start: str | None = None
-    # Changes to the architecture's configuration, `BroadcastConfig`. Of a smaller `intermediate`
+    # Changes to the architecture's configuration, `BroadcastConfig`. For a smaller `intermediate`
     # those units are left out that the network can best do without.
     model: Annotated[dict[str, Any], AfterValidator(_check_network)] = {}
     data: DataConfig
     lists: ListConfig = ListConfig()
     loss: Literal["softmax", "sigmoid-trick", "pairwise"] = "softmax"
+    labels: float = Field(default=1.0, ge=0)  # weight of that loss; 0: only a teacher says
     margin: float = 0.0  # of the Sigmoid Trick
     temperature: float = Field(default=1.0, gt=0)
     # Share of lists whose scores are trained as an addition to the first stage's, with a
@@ -245,6 +248,8 @@ class Recipe(_Strict):
                 "distillation, in_batch and augment train a dual encoder, which only the "
                 "broadcast architecture has: leave them out, or give it"
             )
+        if not self.labels and self.taught_by is None:
+            raise ValueError("labels = 0 leaves nothing to learn from: give taught_by, or labels")
         if self.architecture != "broadcast" and "intermediate" in self.model:
             raise ValueError(
                 "model: intermediate narrows networks of the broadcast architecture only: leave it "

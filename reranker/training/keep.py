@@ -190,7 +190,7 @@ class KeepLists:
 
 
 def known_before(
-    recipe: Recipe, device: torch.device, teacher: Teacher | None = None
+    recipe: Recipe, folder: Path, device: torch.device, teacher: Teacher | None = None
 ) -> Callable[[Batch], Tensor]:
     """What scores lists, (B, N), as what was known before the training does.
 
@@ -200,7 +200,7 @@ def known_before(
     to_start = _config(recipe).held_to == "start"
     if isinstance(teacher, NetworkTeacher) and not to_start:
         return teacher.logits
-    start = new_model(recipe).to(device).requires_grad_(False).eval()
+    start = new_model(recipe, folder).to(device).requires_grad_(False).eval()
     if to_start:
         return NetworkTeacher(start, recipe.precision).logits
     if not isinstance(start, BroadcastEncoder) or start.config.start != "bi-encoder":

@@ -178,20 +178,10 @@ def make_batch(
     names = np.full((len(lists), width), -1)  # each list's texts
     gold = np.zeros(names.shape, dtype=bool)
     first = np.zeros(names.shape, dtype=np.float32)
-    flat: list[tuple[int, int, int]] = []  # (length, owner, place)
     for owner, (texts, scores) in enumerate(lists):
         names[owner, : len(texts)] = texts
         first[owner, : len(texts)] = scores
         gold[owner, : len(texts)] = [text in golds[owner] for text in texts]
-        flat += [(len(tokens[text]), owner, place) for place, text in enumerate(texts)]
-    flat.sort()
-    cut = []
-    for part in np.array_split(np.arange(len(flat)), min(chunks, len(flat))):
-        rows = [flat[i] for i in part.tolist()]
-        ids, mask = padded([tokens[lists[owner][0][place]] for _, owner, place in rows])
-        owners = torch.tensor([owner for _, owner, _ in rows])
-        places = torch.tensor([owner * width + place for _, owner, place in rows])
-        cut.append(Chunk(ids, mask, owners, places))
     elsewhere = np.zeros((len(lists), names.size), dtype=bool)
     for owner, (texts, _) in enumerate(lists):
         elsewhere[owner] = ~np.isin(names.ravel(), [*texts, *golds[owner], -1])
@@ -199,9 +189,29 @@ def make_batch(
     return Batch(
         query_ids,
         query_mask,
-        cut,
+        cut_texts([texts for texts, _ in lists], tokens, chunks),
         gold=torch.from_numpy(gold),
         valid=torch.from_numpy(names >= 0),
         first_stage=torch.from_numpy(first),
         elsewhere=torch.from_numpy(elsewhere),
     )
+
+
+def cut_texts(
+    lists: Sequence[list[int]], tokens: Tokens | Sequence[np.ndarray], chunks: int
+) -> list[Chunk]:
+    """Lists of texts, by place in `tokens`, cut into so many chunks of similar length."""
+    width = max(len(texts) for texts in lists)
+    flat = sorted(
+        (len(tokens[text]), owner, place)
+        for owner, texts in enumerate(lists)
+        for place, text in enumerate(texts)
+    )
+    cut = []
+    for part in np.array_split(np.arange(len(flat)), min(chunks, len(flat))):
+        rows = [flat[i] for i in part.tolist()]
+        ids, mask = padded([tokens[lists[owner][place]] for _, owner, place in rows])
+        owners = torch.tensor([owner for _, owner, _ in rows])
+        places = torch.tensor([owner * width + place for _, owner, place in rows])
+        cut.append(Chunk(ids, mask, owners, places))
+    return cut

@@ -78,7 +78,8 @@ def train(
                 f"{name} is {number}: {team} processes cannot share them evenly; give a multiple"
             )
     torch.manual_seed(recipe.seed)
-    model = new_model(recipe).to(device)
+    with processes.main_process_first():  # the others read what it has narrowed
+        model = new_model(recipe, folder).to(device)
     # The weight of the first stage's score beside the model's logit, learned on the way.
     first_stage = nn.Parameter(torch.tensor(1.0, device=device))
     optimiser = torch.optim.AdamW(
@@ -89,7 +90,7 @@ def train(
     pool, items, texts, queries, dev, dev_queries = data or load_data(recipe, folder)
     teacher = find_teacher(recipe, pool, items, device)
     miner = Miner(recipe, items, texts, queries)
-    known = known_before(recipe, device, teacher) if recipe.keep else None
+    known = known_before(recipe, folder, device, teacher) if recipe.keep else None
     keep = KeepLists(recipe, folder) if recipe.keep else None
 
     kept = folder / "checkpoint.pt"
@@ -298,15 +299,10 @@ def batch_loss(
     read = model.encode_query(batch.query_ids, batch.query_mask)
     again = recipe.texts_per_pass > 0
     logits = score_lists(model, batch, read, again).float()
-    fused = logits + first_stage * batch.first_stage * added[:, None]
-    if recipe.loss == "softmax":
-        loss = losses.listwise_softmax(fused, batch.gold, batch.valid)
-    elif recipe.loss == "sigmoid-trick":
-        loss = losses.sigmoid_trick(
-            fused, batch.gold, batch.valid, recipe.margin, recipe.temperature
-        )
-    else:
-        loss = losses.pairwise_logistic(fused, batch.gold, batch.valid)
+    loss = logits.new_zeros(())
+    if recipe.labels:
+        fused = logits + first_stage * batch.first_stage * added[:, None]
+        loss = recipe.labels * label_loss(recipe, fused, batch)
     if taught is not None and recipe.taught_by is not None:
         known = taught.isfinite()
         heat = recipe.taught_by.temperature
@@ -331,6 +327,17 @@ def batch_loss(
         own = losses.in_batch_softmax(scores, batch.gold, batch.valid, batch.elsewhere)
         loss = loss + recipe.in_batch * own
     return loss
+
+
+def label_loss(recipe: Recipe, scores: Tensor, batch: Batch) -> Tensor:
+    """The loss of scores (B, N) by the judgements alone."""
+    if recipe.loss == "softmax":
+        return losses.listwise_softmax(scores, batch.gold, batch.valid)
+    if recipe.loss == "sigmoid-trick":
+        return losses.sigmoid_trick(
+            scores, batch.gold, batch.valid, recipe.margin, recipe.temperature
+        )
+    return losses.pairwise_logistic(scores, batch.gold, batch.valid)
 
 
 def dev_sample(items: Sequence[Example], recipe: Recipe) -> list[Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,34 +16,38 @@ from torch import Tensor
 from reranker.evaluation.contamination import FILE
 from reranker.models.backbone import load_backbone, load_tokenizer
 from reranker.models.broadcast import BroadcastEncoder, from_bert
-from reranker.models.narrow import narrow
+from reranker.models.narrow import List, narrow
 from reranker.models.pair import PairEncoder
 from reranker.models.restore import restore
 from reranker.runtime import read_config
 from reranker.training.config import read_recipe
-from reranker.training.lists import Tokens
+from reranker.training.examples import load
+from reranker.training.lists import Tokens, draw_list, padded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from reranker.training.config import Recipe
 
+log = logging.getLogger(__name__)
+
 Model = BroadcastEncoder | PairEncoder
 
-_SAMPLES = 512  # of words, on which is decided which units a narrower network keeps
-_COMMON = 100  # the most frequent words are about equally so
+START = "start.pt"  # in a training's folder: the network it starts from, where that was narrowed
+# So many lists decide which units a narrower network keeps.
+_LISTS = {"train": 256, "keep": 512}
 
 
-def new_model(recipe: Recipe) -> Model:
+def new_model(recipe: Recipe, folder: Path | None = None) -> Model:
     """The untrained network of a recipe, started from the backbone's weights.
 
     Where the recipe names a start, or a teacher's layers, it starts from those; with a start, the
-    backbone itself is not asked for.
+    backbone itself is not asked for. `folder` is the training's, see `narrowed`.
     """
     if recipe.start is not None:
-        return started(Path(recipe.start), recipe)
+        return narrowed(started(Path(recipe.start), recipe), recipe, folder)
     # What is made of the weights below comes last.
     changes = {k: v for k, v in recipe.model.items() if k not in ("sinks", "intermediate")}
     backbone = load_backbone(recipe.backbone)
@@ -60,7 +65,7 @@ def new_model(recipe: Recipe) -> Model:
             replace(model.config, sinks=theirs.sinks, intermediate=theirs.intermediate)
         )
         model.load_state_dict(some_layers(teacher.state_dict(), taught_by.layers, model))
-    return narrowed(with_sinks(model, recipe), recipe)
+    return narrowed(with_sinks(model, recipe), recipe, folder)
 
 
 def seen_by(folder: Path) -> NDArray[np.uint64]:
@@ -100,11 +105,14 @@ def left_out_of(recipe: Recipe) -> list[str]:
     if recipe.lists.left_out is not None:
         return recipe.lists.left_out
     start = start_of(recipe)
-    if start is None:
-        return []
-    if (start / "recipe.toml").is_file():
-        return left_out_of(read_recipe(start / "recipe.toml"))
-    found: list[str] = read_config(start).get("left_out", [])
+    return [] if start is None else left_out_by(start)
+
+
+def left_out_by(folder: Path) -> list[str]:
+    """The tokens that the network of a training's folder or of a model folder does not read."""
+    if (folder / "recipe.toml").is_file():
+        return left_out_of(read_recipe(folder / "recipe.toml"))
+    found: list[str] = read_config(folder).get("left_out", [])
     return found
 
 
@@ -116,7 +124,7 @@ def text_tokens(recipe: Recipe, tokenizer: Tokenizer, texts: Sequence[str]) -> T
 def load_last(recipe: Recipe, folder: Path) -> tuple[Model, float]:
     """A training's network after its last step, ready to score, and the first stage's weight."""
     state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
-    model = new_model(recipe)
+    model = new_model(recipe, folder)
     model.load_state_dict(state["model"])
     return model.eval(), float(state["first_stage"])
 
@@ -140,7 +148,7 @@ def started(folder: Path, recipe: Recipe) -> Model:
             f"{recipe.architecture}: give another start, or architecture = "
             f'"{architecture}"'
         )
-    return narrowed(with_sinks(with_tokens(model, recipe), recipe), recipe)
+    return with_sinks(with_tokens(model, recipe), recipe)
 
 
 def kind_of(folder: Path) -> tuple[str, str]:
@@ -201,47 +209,50 @@ def with_sinks(model: Model, recipe: Recipe) -> Model:
     return model.add_sinks(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
-def narrowed(model: Model, recipe: Recipe) -> Model:
+def narrowed(model: Model, recipe: Recipe, folder: Path | None) -> Model:
     """The network with as few units in its feed-forward layers as the recipe asks for.
 
-    Which go is decided on words drawn at random, frequent ones more often: so no domain is
-    preferred. Raises ValueError for a recipe that asks for more units than there are.
+    Which go is decided on lists of the training's folder, where the network is kept; without a
+    folder it has the shape only. Raises ValueError for a recipe that asks for more units than
+    there are.
     """
     width = recipe.model.get("intermediate")
     if not isinstance(model, BroadcastEncoder) or width in (None, model.config.intermediate):
         return model
-    return narrow(model, width, word_samples(Tokenizer.from_str(tokenizer_of(recipe))))
+    path = None if folder is None else folder / START
+    if folder is None or path is None or path.is_file():
+        found = BroadcastEncoder(replace(model.config, intermediate=width))
+        if path is not None:
+            found.load_state_dict(torch.load(path, weights_only=True))
+        return found
+    log.info("leaving out all but %d units of every feed-forward layer", width)
+    found = narrow(model, width, lists_to_read(recipe, folder))
+    torch.save(found.state_dict(), path.with_suffix(".tmp"))
+    path.with_suffix(".tmp").replace(path)
+    return found
 
 
-def word_samples(tokenizer: Tokenizer) -> Iterator[tuple[Tensor, Tensor]]:
-    """Queries of 2 to 24 words at random, ids (1, Q), each with 32 texts' (32, T) of 1 to 8.
+def lists_to_read(recipe: Recipe, folder: Path) -> list[List]:
+    """Some lists of a training's folder: of its examples and, where there are any, of its [keep].
 
-    The vocabulary has its characters first, then words and their parts by frequency: each is drawn
-    as often as its rank says (Zipf's law). In half of the texts every fourth or every second word
-    is one of the query's.
+    Each is a query's ids (1, Q) and its texts' ids and mask (N, T).
     """
-    rng = np.random.default_rng(0)
-    vocabulary = tokenizer.get_vocab().items()
-    words = np.array(
-        sorted(id for word, id in vocabulary if word.isascii() and not word.startswith("["))
-    )
-    shares = 1 / (np.arange(len(words)) + _COMMON)
-    shares /= shares.sum()
-    tokenizer.no_padding()
-    first, *_, last = tokenizer.encode("a").ids
-
-    def some(*shape: int) -> NDArray[np.int64]:
-        return rng.choice(words, size=shape, p=shares)
-
-    def ids(rows: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(
-            np.pad(rows, ((0, 0), (1, 1)), constant_values=((0, 0), (first, last)))
-        )
-
-    for sample in range(_SAMPLES):
-        query, texts = some(1, int(rng.integers(2, 25))), some(32, 1 + sample % 8)
-        shared = rng.random(texts.shape) < rng.choice([0.0, 0.0, 0.25, 0.5], size=(32, 1))
-        yield ids(query), ids(np.where(shared, rng.choice(query[0], size=texts.shape), texts))
+    tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
+    limit = recipe.lists.max_query_tokens
+    draws = {"train": recipe.lists}
+    if recipe.keep:
+        draws["keep"] = recipe.lists.model_copy(update={"size": recipe.keep.size, "golds": 1})
+    found = []
+    for name, config in draws.items():
+        pool, items = load(folder / name)
+        rng = np.random.default_rng([recipe.seed, 7])
+        for place in rng.permutation(len(items))[: _LISTS[name]].tolist():
+            item = items[place]
+            texts, _ = draw_list(item, config, len(pool), rng)
+            tokens = text_tokens(recipe, tokenizer, [pool[text] for text in texts])
+            query = padded([Tokens(tokenizer, [item.query], limit)[0]])[0]
+            found.append((query, *padded([tokens[i] for i in range(len(texts))])))
+    return found
 
 
 def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tuple[Recipe, Model]:
@@ -257,7 +268,7 @@ def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tup
     with torch.random.fork_rng(devices=[]):
         # A head that starts at random is the one that the training started with.
         torch.default_generator.manual_seed(recipe.seed)
-        model = new_model(recipe)
+        model = new_model(recipe, folder)
     path = folder / "best.pt"
     if blend == 0.0:
         return recipe, model.eval()

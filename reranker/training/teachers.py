@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from reranker.evaluation.baselines import BiEncoder, load_bi_encoder, normalise
 from reranker.models.backbone import find_backbone
+from reranker.training.lists import Tokens, cut_texts
 from reranker.training.scoring import list_logits
-from reranker.training.start import Model, load_any
+from reranker.training.start import Model, left_out_by, left_out_of, load_any, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +52,13 @@ def find_teacher(
         encode = with_prompts(config, batch_size=64 if at_once else 1)
         return EncoderTeacher(config, encode, pool, items, at_once)
     if config is not None and config.folder is not None:
-        model = load_any(Path(config.folder), config.blend)
-        return NetworkTeacher(model.to(device).requires_grad_(False), recipe.precision)
+        model = load_any(Path(config.folder), config.blend).to(device).requires_grad_(False)
+        left_out = left_out_by(Path(config.folder))
+        texts = None
+        if left_out != left_out_of(recipe) and recipe.augment is None:
+            tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
+            texts = Tokens(tokenizer, pool, recipe.lists.max_text_tokens, left_out)
+        return NetworkTeacher(model, recipe.precision, texts)
     return StoredScores(items)
 
 
@@ -65,13 +72,16 @@ def with_prompts(config: TeacherConfig, batch_size: int = 64) -> BiEncoder:
 
 
 class NetworkTeacher:
-    """A trained network, frozen; it reads the same tokens as the student."""
+    """A trained network, frozen; it reads the same tokens as the student, or texts of its own."""
 
-    def __init__(self, model: Model, precision: str = "fp32") -> None:
-        self._model, self._precision = model, precision
+    def __init__(self, model: Model, precision: str = "fp32", texts: Tokens | None = None) -> None:
+        self._model, self._precision, self._texts = model, precision, texts
 
     def scores(self, batch: Batch, chosen: Sequence[int], lists: Lists) -> Tensor | None:
         """See `Teacher`."""
+        if self._texts is not None:
+            chunks = cut_texts([texts for texts, _ in lists], self._texts, len(batch.chunks))
+            batch = batch._replace(chunks=chunks).to(batch.valid.device)
         return self.logits(batch).masked_fill(~batch.valid, float("nan"))
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +25,18 @@ from reranker.models.broadcast import BroadcastEncoder, from_bert
 from reranker.models.export import export, measure_ranges
 from reranker.models.pair import PairEncoder
 from reranker.models.restore import restore
-from reranker.training import start as starts
 from reranker.training.adapt import prepare_documents, reciprocal_rank
 from reranker.training.config import RECIPES, Recipe, as_toml, read_recipe
-from reranker.training.examples import load
+from reranker.training.examples import example, load, save
+from reranker.training.keep import prepare_keep
 from reranker.training.pairs import Made, against_titles, make_queries, without_title
 from reranker.training.start import (
     kind_of,
+    lists_to_read,
     narrowed,
     new_model,
     with_sinks,
     with_tokens,
-    word_samples,
 )
 from tests.reranker.conftest import SMALL, WORDS, random_encoder, small_tokenizer, write_model
 
@@ -352,22 +351,32 @@ def test_sinks_are_added_to_a_network_without_them(backbone):
     assert with_sinks(model, recipe.model_copy(update={"model": {}})) is model
 
 
-def test_a_narrower_network_has_fewer_units_from_any_start(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "_SAMPLES", 40)
+def test_a_narrower_network_has_fewer_units_from_any_start(backbone, tmp_path):
     model = shaken(backbone, first_query_layer=1)
     export(model, tmp_path / "wide", "fp32", None)
     known = {"task": "title", "backbone": str(backbone)}
     (tmp_path / "wide/config.json").write_text(json.dumps(known))
     (tmp_path / "wide/tokenizer.json").write_text(load_tokenizer(str(backbone)))
     data = {"sources": [{"path": "."}]}
-    asked = {**known, "data": data, "model": {"intermediate": 24}}
-    for start in (None, str(tmp_path / "wide")):
-        found = new_model(Recipe.model_validate({**asked, "start": start}))
+    keep = {"words": 20, "size": 4}
+    asked = {**known, "data": data, "keep": keep, "model": {"intermediate": 24}}
+    texts = ["reading files", "sorting with a heap", "heap queue", "csv"]
+    for number, start in enumerate((None, str(tmp_path / "wide"))):
+        recipe = Recipe.model_validate({**asked, "start": start})
+        folder = tmp_path / f"training {number}"
+        items = [
+            example("set", "read a file", [place], [0, 1, 2, 3], [0.0] * 4) for place in (0, 3)
+        ]
+        save(folder / "train", texts, items)
+        prepare_keep(recipe, tmp_path, folder)
+        found = new_model(recipe, folder)
         assert found.config.intermediate == 24
-        # As it was, what it became is not begun anew: the same every time.
-        again = new_model(Recipe.model_validate({**asked, "start": start}))
+        # Made once, it is the training's start whatever becomes of its lists.
+        shutil.rmtree(folder / "train")
+        again = new_model(recipe, folder)
         assert all(map(torch.equal, found.state_dict().values(), again.state_dict().values()))
-        assert narrowed(found, Recipe.model_validate(asked)) is found
+        assert narrowed(found, recipe, folder) is found
+        assert new_model(recipe).config == found.config
     # A student that begins as layers of a narrower network is as narrow.
     export(found, tmp_path / "narrow", "fp32", None)
     for name in ("config.json", "tokenizer.json"):
@@ -375,25 +384,41 @@ def test_a_narrower_network_has_fewer_units_from_any_start(backbone, tmp_path, m
     taught = {"folder": str(tmp_path / "narrow"), "layers": [1]}
     student = {**asked, "taught_by": taught, "model": {"layers": 1}}
     assert new_model(Recipe.model_validate(student)).config.intermediate == 24
-    wider = Recipe.model_validate({**asked, "model": {"intermediate": 65}})
+
+
+def test_more_units_than_there_are_cannot_be_kept(backbone, tmp_path):
+    recipe = {"task": "title", "backbone": str(backbone), "data": {"sources": [{"path": "."}]}}
+    wider = Recipe.model_validate({**recipe, "model": {"intermediate": 65}})
+    save(tmp_path / "train", ["a"], [])
     with pytest.raises(ValueError, match="intermediate is 65, of a network with 64 units"):
-        new_model(wider)
+        new_model(wider, tmp_path)
 
 
-def test_words_to_narrow_on_are_the_tokenizers_own(backbone):
+def test_networks_are_narrowed_on_lists_of_both_kinds_as_they_are_read(backbone, tmp_path):
+    texts = ["search a title", "sorting with a heap", "heap queue", "csv"]
+    recipe = Recipe.model_validate(
+        {
+            "task": "title",
+            "backbone": str(backbone),
+            "data": {"sources": [{"path": "."}]},
+            "lists": {"size": 3, "left_out": ["a"]},
+            "keep": {"words": 5, "size": 4},
+        }
+    )
+    items = [example("set", "read a file", [0], [0, 1, 2, 3], [0.0] * 4)]
+    save(tmp_path / "train", texts, items)
+    prepare_keep(recipe, tmp_path, tmp_path)
+    lists = lists_to_read(recipe, tmp_path)
+    assert [len(ids) for _, ids, _ in lists] == [3, 4, 4, 4, 4, 4]
     tokenizer = Tokenizer.from_str(load_tokenizer(str(backbone)))
-    first, _, last = tokenizer.encode("a").ids
-    special = {tokenizer.token_to_id(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")}
-    lengths = set()
-    for query, texts in islice(word_samples(tokenizer), 50):
+    word = tokenizer.token_to_id("a")
+    for query, ids, mask in lists:
         assert query.shape[0] == 1
-        assert texts.shape[0] == 32
-        lengths.add(texts.shape[1] - 2)
-        for rows in (query, texts):
-            assert (rows[:, 0] == first).all()
-            assert (rows[:, -1] == last).all()
-            assert not special & set(rows[:, 1:-1].flatten().tolist())
-    assert lengths == set(range(1, 9))
+        assert mask.shape == ids.shape
+        assert mask.any(1).all()
+        assert not (ids == word).any()
+    for one, two in zip(lists, lists_to_read(recipe, tmp_path), strict=True):
+        assert all(map(torch.equal, one, two))
 
 
 def test_a_network_from_scratch_has_no_sinks(backbone):

@@ -111,12 +111,17 @@ def test_whole_words_are_no_pieces_and_no_signs(backbone, data, tmp_path):
     assert ids == sorted(ids)
 
 
+def held(recipe, folder, teacher=None):
+    """What scores lists as was known before."""
+    return known_before(recipe, folder, torch.device("cpu"), teacher)
+
+
 def test_what_is_kept_are_the_bi_encoder_s_scores(data, backbone, tmp_path):
     text = recipe_text("title", backbone) + KEEP
     recipe = prepared(tmp_path, data, text)
     _, items = load(tmp_path / "keep")
     assert items
-    keep, known = KeepLists(recipe, tmp_path), known_before(recipe, torch.device("cpu"))
+    keep, known = KeepLists(recipe, tmp_path), held(recipe, tmp_path)
     batch = keep.of(3, ALL)
     scores = known(batch)
     model = new_model(recipe).eval()
@@ -145,9 +150,8 @@ def test_what_is_kept_are_the_teachers_scores_where_one_teaches(data, backbone, 
     assert len(items) > 10
     assert sum(item.golds == [] for item in items) == 10
     assert max(max(item.texts) for item in items) < len(pool)
-    device = torch.device("cpu")
-    teaches = find_teacher(recipe, pool, items, device)
-    keep, known = KeepLists(recipe, tmp_path / "student"), known_before(recipe, device, teaches)
+    teaches = find_teacher(recipe, pool, items, torch.device("cpu"))
+    keep, known = KeepLists(recipe, tmp_path / "student"), held(recipe, tmp_path, teaches)
     teacher, start = load_any(tmp_path / "teacher"), new_model(recipe).eval()
     for draw in range(8):
         batch = keep.of(draw, ALL)
@@ -211,7 +215,7 @@ def test_keeping_pulls_towards_the_start(data, backbone, tmp_path):
         folder = tmp_path / str(weight)
         recipe = prepared(folder, data, text)
         train(recipe, folder)
-        keep, known = KeepLists(recipe, folder), known_before(recipe, torch.device("cpu"))
+        keep, known = KeepLists(recipe, folder), held(recipe, folder)
         model = new_model(recipe).eval()
         model.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
         total = 0.0
@@ -248,7 +252,7 @@ def test_a_passage_model_is_held_to_its_start(data, backbone, tmp_path):
     pool, items = load(tmp_path / "more" / "keep")
     assert {item.source for item in items} == {"words"}
     assert max(len(text.split()) for text in pool) > 20
-    keep, known = KeepLists(recipe, tmp_path / "more"), known_before(recipe, torch.device("cpu"))
+    keep, known = KeepLists(recipe, tmp_path / "more"), held(recipe, tmp_path)
     batch = keep.of(0, ALL)
     with torch.no_grad():
         wanted = list_logits(load_any(tmp_path / "start"), batch)

@@ -19,6 +19,7 @@ from reranker.training.config import Recipe
 from reranker.training.examples import Example
 from reranker.training.lists import draw_list, make_batch
 from reranker.training.loop import (
+    batch_loss,
     dev_sample,
     find_processes,
     load_data,
@@ -241,6 +242,35 @@ def test_a_student_comes_to_score_like_its_teacher(data, backbone, teacher, tmp_
     assert distance[20.0] < 0.8 * distance[0.0]
 
 
+def test_without_labels_only_the_teacher_is_learned_from(data, backbone, teacher, tmp_path):
+    text = recipe_text("title", backbone, labels="0")
+    text += f'[taught_by]\nfolder = "{teacher}"\nweight = 2.0\n'
+    recipe = prepared(tmp_path, data, text)
+    _, items, texts, queries, *_ = load_data(recipe, tmp_path)
+    lists = [(items[0].texts[:6], [0.0] * 6)]
+    golds = set(items[0].golds)
+    batch = make_batch([queries[0]], lists, [golds], texts, 2)
+    model, weight = new_model(recipe), torch.tensor(1.0)
+    theirs = torch.randn(1, 6)
+
+    def loss(recipe) -> float:
+        return float(
+            batch_loss(recipe, model, batch, weight, torch.ones(1), taught=theirs).detach()
+        )
+
+    with torch.no_grad():
+        ours = list_logits(model, batch)
+        distance = float(losses.dynamic_distillation(theirs, ours, batch.valid))
+        by_labels = float(
+            losses.listwise_softmax(ours + batch.first_stage, batch.gold, batch.valid)
+        )
+    assert loss(recipe) == pytest.approx(2 * distance, rel=1e-4)
+    half = recipe.model_copy(update={"labels": 0.5})
+    assert loss(half) == pytest.approx(2 * distance + 0.5 * by_labels, rel=1e-4)
+    train(recipe, tmp_path, stop_at=4)
+    train(recipe, tmp_path)
+
+
 def test_two_processes_train_what_one_does(data, backbone, tmp_path):
     text = recipe_text("title", backbone, with_first_stage="1.0")
     text = text.replace("queries_per_step = 2", "queries_per_step = 4")
@@ -319,6 +349,8 @@ def test_settings_that_exclude_each_other_are_refused():
     sources = {"sources": [{"path": "x"}]}
     with pytest.raises(ValueError, match="only a network scores"):
         Recipe.model_validate({"task": "title", "data": sources, "augment": {}, "taught_by": {}})
+    with pytest.raises(ValueError, match="leaves nothing to learn from"):
+        Recipe.model_validate({"task": "title", "data": sources, "labels": 0})
     with pytest.raises(ValueError, match=r"made is for titles; passages have augment\.made"):
         Recipe.model_validate({"task": "passage", "data": sources | {"made": 1}})
     assert json.loads(Recipe.model_validate({"task": "title", "data": sources}).model_dump_json())

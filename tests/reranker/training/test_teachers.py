@@ -158,6 +158,34 @@ def test_an_exported_model_teaches_as_the_network_it_was_made_of(data, backbone,
         find_teacher(nowhere, loaded.pool, loaded.items, torch.device("cpu"))
 
 
+def test_a_network_teaches_what_it_makes_of_the_words_that_its_student_leaves_out(
+    data, backbone, tmp_path
+):
+    plain = prepared(tmp_path / "teacher", data, recipe_text("title", backbone))
+    train(plain, tmp_path / "teacher", stop_at=4)
+    text = recipe_text("title", backbone).replace("[lists]", '[lists]\nleft_out = ["a", "of"]')
+    text += f'\n[taught_by]\nfolder = "{tmp_path / "teacher"}"\n'
+    recipe = prepared(tmp_path / "student", data, text)
+    loaded = load_data(recipe, tmp_path / "student")
+    whole = load_data(plain, tmp_path / "teacher").texts
+    lists = [([*item.golds, *item.candidates], [0.0] * len(item.texts)) for item in loaded.items]
+    lists = [(texts, scores[: len(texts)]) for texts, scores in lists]
+    asked = [loaded.queries[place] for place in range(len(lists))]
+    batch = make_batch(asked, lists, [set()] * len(lists), loaded.texts, 3)
+    model = load_trained(tmp_path / "teacher")[1]
+    with torch.no_grad():
+        with_them = list_logits(model, make_batch(asked, lists, [set()] * len(lists), whole, 3))
+        without = list_logits(model, batch)
+    teacher = find_teacher(recipe, loaded.pool, loaded.items, torch.device("cpu"))
+    found = teacher.scores(batch, range(len(lists)), lists)
+    assert found is not None
+    known = batch.valid
+    assert torch.allclose(found[known], with_them[known], atol=1e-4)
+    assert bool(found[~known].isnan().all())
+    assert not torch.allclose(found[known], without[known], atol=1e-2)
+    train(recipe, tmp_path / "student", stop_at=2)
+
+
 def test_a_network_teaches_in_the_precision_of_the_training(data, backbone, tmp_path):
     recipe = prepared(tmp_path, data, recipe_text("title", backbone))
     train(recipe, tmp_path)
