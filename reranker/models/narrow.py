@@ -68,6 +68,13 @@ def _layers(model: BroadcastEncoder) -> list[Layer]:
     return list(model.layers)  # type: ignore[arg-type]
 
 
+def _lowest(model: BroadcastEncoder, layers: int) -> BroadcastEncoder:
+    """The network without what comes above its lowest layers, which both share."""
+    found = copy.copy(model)
+    found._modules = {**model._modules, "layers": model.layers[:layers]}
+    return found
+
+
 def _map(weight: Tensor, bias: Tensor) -> nn.Linear:
     found = nn.Linear(weight.shape[1], weight.shape[0])
     found.load_state_dict({"weight": weight, "bias": bias})
@@ -87,6 +94,7 @@ def moments(
     units = torch.zeros(size, size, dtype=torch.float64)
     wanted = torch.zeros(size, ours.down.out_features, dtype=torch.float64)
     tokens = 0
+    networks = [_lowest(network, depth + 1) for network in (model, narrower)]
     with ExitStack() as stack:
         # What a layer's last norm reads is its map's output and what went past the map.
         norms = (theirs.norm, ours.norm, ours.down)
@@ -94,7 +102,7 @@ def moments(
         for query, ids, mask in lists:
             seen = without_special(ids, mask)[1] if model.config.sinks else mask
             asked = torch.ones_like(query, dtype=torch.bool)
-            for network in (model, narrower):
+            for network in networks:
                 network.score(network.encode_query(query, asked), ids, mask)
             for place, where in enumerate((asked, seen)):
                 x = said[place][where]  # (T, U)

@@ -246,12 +246,16 @@ def lists_to_read(recipe: Recipe, folder: Path) -> list[List]:
     for name, config in draws.items():
         pool, items = load(folder / name)
         rng = np.random.default_rng([recipe.seed, 7])
-        for place in rng.permutation(len(items))[: _LISTS[name]].tolist():
-            item = items[place]
-            texts, _ = draw_list(item, config, len(pool), rng)
-            tokens = text_tokens(recipe, tokenizer, [pool[text] for text in texts])
-            query = padded([Tokens(tokenizer, [item.query], limit)[0]])[0]
-            found.append((query, *padded([tokens[i] for i in range(len(texts))])))
+        chosen = [items[i] for i in rng.permutation(len(items))[: _LISTS[name]].tolist()]
+        drawn = [draw_list(item, config, len(pool), rng)[0] for item in chosen]
+        tokens = text_tokens(recipe, tokenizer, [pool[i] for texts in drawn for i in texts])
+        queries = Tokens(tokenizer, [item.query for item in chosen], limit)
+        end = 0
+        for place, texts in enumerate(drawn):
+            start, end = end, end + len(texts)
+            found.append(
+                (padded([queries[place]])[0], *padded([tokens[i] for i in range(start, end)]))
+            )
     return found
 
 
