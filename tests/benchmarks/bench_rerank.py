@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from indexing.sources import open_source
-from reranker import TitleReranker
+from reranker import PassageReranker, TitleReranker
 from reranker.cores import usable_cores
 from reranker.evaluation.bm25 import BM25
 from reranker.evaluation.collections import Document, read_collection, read_corpus
@@ -421,9 +421,12 @@ def describe(console: Console, work: Path, models: Path, threads: int) -> None:
     model = TitleReranker.load(models / "title", 1)
     titles, passages = texts["titles"], texts["passages"]
     both = [f"{title}. {passage}" for title, passage in zip(titles, passages, strict=True)]
-    lengths = [
-        [len(one.ids) for one in model._tokenizer.encode(part, 512)] for part in (titles, both)
-    ]
+    # Each model's own: the title model's leaves out signs that passages are read with.
+    readers = (
+        (model.tokenizer, titles),
+        (PassageReranker.load(models / "passage", 1).tokenizer, both),
+    )
+    lengths = [[len(one.ids) for one in reader.encode(part, 512)] for reader, part in readers]
     console.print(
         f"{processor()}, {threads} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
         f"Python {platform.python_version()}; {model.name}; {len(titles)} hits, tokens per title "
