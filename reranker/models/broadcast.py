@@ -30,6 +30,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# A query's ids (1, Q) without padding, and its texts' ids and mask, (N, T) each.
+List = tuple[Tensor, Tensor, Tensor]
+
 SINKS = 2  # one for [CLS], one for [SEP]
 _NEVER = -1e4  # a logit that no bf16 softmax gives any weight
 _WIDER = 8  # units that a head has more in fused attention: kernels want multiples of eight

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from reranker.models.broadcast import List
+
 Precision = Literal["fp32", "int8"]
 # Name of a linear map -> lowest and highest value of each channel of its input, (2, I).
 Ranges = dict[str, "NDArray[np.float32]"]
@@ -616,13 +618,13 @@ def smoothing(ranges: NDArray[np.float32], weight: NDArray[Any]) -> NDArray[np.f
 @torch.no_grad()
 def measure_ranges(
     model: BroadcastEncoder | PairEncoder,
-    lists: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    lists: Sequence[List],
     dual: bool = False,
 ) -> Ranges:
     """The range of every linear map's input, channel by channel, over real lists.
 
-    Each list is (query ids (1, Q), text ids (N, T), text mask (N, T)). Padding does not count.
-    `dual` also measures the texts read without a query, for the dual encoder's graph.
+    Padding does not count. `dual` also measures the texts read without a query, for the dual
+    encoder's graph.
     """
     encoder = model.encoder if isinstance(model, PairEncoder) else model
     found: Ranges = {}

@@ -23,8 +23,7 @@ from reranker.models.broadcast import BroadcastEncoder, Layer, without_special
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# A query's ids (1, Q) without padding, and its texts' ids and mask, (N, T) each.
-List = tuple[Tensor, Tensor, Tensor]
+    from reranker.models.broadcast import List
 
 # How much a map is held to what it was: of the mean square of what a unit says.
 _DAMPING = 0.01
@@ -138,12 +137,11 @@ def without_units(
     and the map from them.
     """
     count = weight.shape[1]
-    damping = _DAMPING * means.units.diagonal()[:-1].mean()
-    held = torch.zeros(count + 1, dtype=torch.float64)
-    held[:-1] = damping
+    held = torch.ones_like(means.units[0]) * _DAMPING * means.units.diagonal()[:-1].mean()
+    held[-1] = 0.0  # the bias is free
     before = torch.cat([weight.T, bias[None]]).double()  # (U + 1, H): what each contributes
-    inverse = torch.linalg.inv(means.units.double() + held.diag())
-    rows = inverse @ (means.wanted.double() + held[:, None] * before)  # the best with all units
+    inverse = torch.linalg.inv(means.units + held.diag())
+    rows = inverse @ (means.wanted + held[:, None] * before)  # the best with all units
     gone = torch.zeros(count + 1, dtype=torch.bool)
     gone[-1] = True  # the bias is never a candidate
     for _ in range(number):

@@ -167,6 +167,10 @@ class KeepConfig(_Strict):
     text_words: int = Field(default=8, ge=1)  # at most so many in a text of phrases or words
     held_to: Literal["teacher", "start"] = "teacher"  # if there is such a one
 
+    def drawn(self, lists: ListConfig) -> ListConfig:
+        """How these are drawn, of how the recipe's others are."""
+        return lists.model_copy(update={"size": self.size, "golds": 1})
+
     @model_validator(mode="after")
     def _makes_lists(self) -> KeepConfig:
         if not (self.words or (self.corpora and (self.queries or self.phrases))):

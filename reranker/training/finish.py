@@ -14,8 +14,7 @@ from reranker.evaluation.contamination import FILE
 from reranker.models.export import Precision, export, has_dual, measure_ranges
 from reranker.runtime import load_model
 from reranker.training.examples import load
-from reranker.training.lists import Tokens, padded
-from reranker.training.start import left_out_of, load_trained, seen_by, text_tokens, tokenizer_of
+from reranker.training.start import as_lists, left_out_of, load_trained, seen_by, tokenizer_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from reranker.models.broadcast import List
     from reranker.training.config import Recipe
     from reranker.training.start import Model
 
@@ -89,9 +89,6 @@ def export_model(
     path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
-List = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
 @torch.no_grad()
 def agreement(model: Model, folder: Path, lists: Sequence[List]) -> float:
     """Mean over lists of Kendall's tau between the exported folder's order and torch's in fp32."""
@@ -115,18 +112,13 @@ def kendall_tau(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
 def dev_lists(
     recipe: Recipe, folder: Path, tokenizer_json: str, queries: int = 80, depth: int = 24
 ) -> list[List]:
-    """Lists of the dev split, (query ids (1, Q), text ids (N, T), mask (N, T)), of all sources."""
+    """Lists of the dev split, of all sources."""
     pool, items = load(folder / "dev")
     chosen = np.random.default_rng(0).permutation(len(items))[:queries].tolist()
     places = [(items[i].golds + items[i].candidates)[:depth] for i in chosen]
     tokenizer = Tokenizer.from_str(tokenizer_json)
-    asked = Tokens(tokenizer, [items[i].query for i in chosen], recipe.lists.max_query_tokens)
-    lists = []
-    for at, texts in enumerate(places):
-        tokens = text_tokens(recipe, tokenizer, [pool[text] for text in texts])
-        ids, mask = padded([tokens[i] for i in range(len(texts))])
-        lists.append((padded([asked[at]])[0], ids, mask))
-    return lists
+    asked = [items[i].query for i in chosen]
+    return as_lists(recipe, tokenizer, asked, [[pool[i] for i in texts] for texts in places])
 
 
 def _compact(text: str) -> str:

@@ -172,7 +172,7 @@ class KeepLists:
         self._texts = text_tokens(recipe, tokenizer, pool)
         queries = [item.query for item in self._items]
         self._queries = Tokens(tokenizer, queries, recipe.lists.max_query_tokens)
-        self._lists = recipe.lists.model_copy(update={"size": self._config.size, "golds": 1})
+        self._lists = self._config.drawn(recipe.lists)
 
     def of(self, draw: int, mine: slice) -> Batch:
         """A process's share of a draw's lists."""

@@ -35,7 +35,7 @@ from reranker.training.keep import KeepLists, known_before
 from reranker.training.lists import Batch, Tokens, make_batch
 from reranker.training.mining import Miner
 from reranker.training.scoring import list_logits, own_lists, score_all, score_lists
-from reranker.training.start import Model, new_model, text_tokens, tokenizer_of
+from reranker.training.start import Model, new_model, text_tokens, tokenizer_of, write
 from reranker.training.teachers import find_teacher
 
 if TYPE_CHECKING:
@@ -299,7 +299,8 @@ def batch_loss(
     read = model.encode_query(batch.query_ids, batch.query_mask)
     again = recipe.texts_per_pass > 0
     logits = score_lists(model, batch, read, again).float()
-    loss = logits.new_zeros(())
+    # Part of the graph, also where neither labels nor a teacher say anything of these lists.
+    loss = 0.0 * logits.sum()
     if recipe.labels:
         fused = logits + first_stage * batch.first_stage * added[:, None]
         loss = recipe.labels * label_loss(recipe, fused, batch)
@@ -407,10 +408,3 @@ def reciprocal_rank(scores: Tensor, gold: Tensor) -> float:
     scores = scores.masked_fill(scores.isnan(), float("-inf"))
     best = scores[gold].max()
     return 1.0 / (1 + int((scores[~gold] >= best).sum()))
-
-
-def write(state: dict[str, Any], path: Path) -> None:
-    """Save so that a crash leaves the old file or the new one, never half of one."""
-    part = path.with_suffix(".tmp")
-    torch.save(state, part)
-    part.replace(path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from reranker.evaluation.contamination import FILE
 from reranker.models.backbone import load_backbone, load_tokenizer
 from reranker.models.broadcast import BroadcastEncoder, from_bert
-from reranker.models.narrow import List, narrow
+from reranker.models.narrow import narrow
 from reranker.models.pair import PairEncoder
 from reranker.models.restore import restore
 from reranker.runtime import read_config
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from reranker.models.broadcast import List
     from reranker.training.config import Recipe
 
 log = logging.getLogger(__name__)
@@ -219,44 +221,48 @@ def narrowed(model: Model, recipe: Recipe, folder: Path | None) -> Model:
     width = recipe.model.get("intermediate")
     if not isinstance(model, BroadcastEncoder) or width in (None, model.config.intermediate):
         return model
-    path = None if folder is None else folder / START
-    if folder is None or path is None or path.is_file():
-        found = BroadcastEncoder(replace(model.config, intermediate=width))
-        if path is not None:
-            found.load_state_dict(torch.load(path, weights_only=True))
-        return found
-    log.info("leaving out all but %d units of every feed-forward layer", width)
-    found = narrow(model, width, lists_to_read(recipe, folder))
-    torch.save(found.state_dict(), path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
+    if folder is None:
+        return BroadcastEncoder(replace(model.config, intermediate=width))
+    path = folder / START
+    if not path.is_file():
+        log.info("leaving out all but %d units of every feed-forward layer", width)
+        write(narrow(model, width, lists_to_read(recipe, folder)).state_dict(), path)
+    found = BroadcastEncoder(replace(model.config, intermediate=width))
+    found.load_state_dict(torch.load(path, weights_only=True))
     return found
 
 
 def lists_to_read(recipe: Recipe, folder: Path) -> list[List]:
-    """Some lists of a training's folder: of its examples and, where there are any, of its [keep].
-
-    Each is a query's ids (1, Q) and its texts' ids and mask (N, T).
-    """
+    """Some lists of a training's folder: of its examples and of its [keep], where it has one."""
     tokenizer = Tokenizer.from_str(tokenizer_of(recipe))
-    limit = recipe.lists.max_query_tokens
     draws = {"train": recipe.lists}
     if recipe.keep:
-        draws["keep"] = recipe.lists.model_copy(update={"size": recipe.keep.size, "golds": 1})
+        draws["keep"] = recipe.keep.drawn(recipe.lists)
     found = []
     for name, config in draws.items():
         pool, items = load(folder / name)
         rng = np.random.default_rng([recipe.seed, 7])
         chosen = [items[i] for i in rng.permutation(len(items))[: _LISTS[name]].tolist()]
         drawn = [draw_list(item, config, len(pool), rng)[0] for item in chosen]
-        tokens = text_tokens(recipe, tokenizer, [pool[i] for texts in drawn for i in texts])
-        queries = Tokens(tokenizer, [item.query for item in chosen], limit)
-        end = 0
-        for place, texts in enumerate(drawn):
-            start, end = end, end + len(texts)
-            found.append(
-                (padded([queries[place]])[0], *padded([tokens[i] for i in range(start, end)]))
-            )
+        queries = [item.query for item in chosen]
+        found += as_lists(recipe, tokenizer, queries, [[pool[i] for i in texts] for texts in drawn])
     return found
+
+
+def as_lists(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    queries: Sequence[str],
+    texts: Sequence[Sequence[str]],
+) -> list[List]:
+    """Queries, each with its texts, as the recipe's network reads them."""
+    asked = Tokens(tokenizer, queries, recipe.lists.max_query_tokens)
+    tokens = text_tokens(recipe, tokenizer, [text for own in texts for text in own])
+    rows = map(tokens.__getitem__, count())
+    return [
+        (padded([asked[place]])[0], *padded(list(islice(rows, len(own)))))
+        for place, own in enumerate(texts)
+    ]
 
 
 def load_trained(folder: Path, blend: float = 1.0, average: bool = False) -> tuple[Recipe, Model]:
@@ -312,3 +318,10 @@ def some_layers(
         else:
             state[name] = teacher[name]
     return {name: value.clone() for name, value in state.items()}
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """Save so that a crash leaves the old file or the new one, never half of one."""
+    part = path.with_suffix(".tmp")
+    torch.save(state, part)
+    part.replace(path)

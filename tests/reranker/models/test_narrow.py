@@ -18,7 +18,7 @@ from tests.reranker.conftest import SMALL, random_encoder
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reranker.models.narrow import List
+    from reranker.models.broadcast import List
 
 DAMPING = 0.01
 

@@ -267,6 +267,10 @@ def test_without_labels_only_the_teacher_is_learned_from(data, backbone, teacher
     assert loss(recipe) == pytest.approx(2 * distance, rel=1e-4)
     half = recipe.model_copy(update={"labels": 0.5})
     assert loss(half) == pytest.approx(2 * distance + 0.5 * by_labels, rel=1e-4)
+    # Of lists that nobody says anything of nothing is learned, which is no error either.
+    model.zero_grad()
+    batch_loss(recipe, model, batch, weight, torch.ones(1)).backward()
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
     train(recipe, tmp_path, stop_at=4)
     train(recipe, tmp_path)
 
