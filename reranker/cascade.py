@@ -403,16 +403,19 @@ def _ranked(
     order = np.lexsort((np.arange(len(hits)), -final, -tier))
     title_ranks = _ranks(title_fused, titled)
     passage_ranks = _ranks(final, read)
+    scored, covered = scores.tolist(), reading.covered.shares.tolist()
+    titles, passages = title_logits.tolist(), passage_logits.tolist()
+    lifts, has_title, was_read = gained.tolist(), titled.tolist(), read.tolist()
     return [
         RankedHit(
             id=hits[i].id,
             index=i,
-            score=float(scores[i]),
+            score=scored[i],
             first_stage_score=float(hits[i].score),
-            title_score=float(title_logits[i]) if titled[i] else None,
-            passage_score=float(passage_logits[i]) if read[i] else None,
-            coverage=float(reading.covered.shares[i]),
-            mention=float(gained[i]),
+            title_score=titles[i] if has_title[i] else None,
+            passage_score=passages[i] if was_read[i] else None,
+            coverage=covered[i],
+            mention=lifts[i],
             first_stage_rank=i + 1,
             title_rank=title_ranks[i],
             passage_rank=passage_ranks[i],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 
 def mend(text: str) -> str:
@@ -62,6 +62,34 @@ class RerankRequest(BaseModel):
     hits: list[WireHit] = Field(fail_fast=True)
     passage_depth: Count = Field(default=20, ge=0)  # 0: titles only
     deadline_ms: Number | None = Field(default=None, gt=0)  # time the caller still has
+
+
+class _PlainHit(WireHit):
+    """A hit of which there is nothing to mend: no callback of Python's looks at any of it."""
+
+    id: str = ""
+    title: str = ""
+    passage: str = ""
+    score: Annotated[float, Field(strict=True)] | None = None
+
+
+class QuickReader:
+    """Reads the searches in which nothing is out of the ordinary, in half the time.
+
+    JSON goes straight to a request. Where it cannot, `read` gives None and leaves it to the careful
+    way to tell why, or to mend what can be mended; what it gives is what that would.
+    """
+
+    def __init__(self, most_hits: int) -> None:
+        hits = (list[_PlainHit], Field(fail_fast=True, max_length=most_hits))
+        self._model = create_model("PlainRequest", __base__=RerankRequest, hits=hits)
+
+    def read(self, body: bytes) -> RerankRequest | None:
+        """Read the body of a search."""
+        try:
+            return self._model.model_validate_json(body)
+        except ValidationError:
+            return None
 
 
 class WireRankedHit(BaseModel):

@@ -49,6 +49,8 @@ def narrow(model: BroadcastEncoder, width: int, lists: Sequence[List]) -> Broadc
             "feed-forward layers: give a smaller number, or leave it out"
         )
     narrower = copy.deepcopy(model).eval()
+    device = next(model.parameters()).device
+    lists = [(query.to(device), ids.to(device), mask.to(device)) for query, ids, mask in lists]
     for depth, layer in enumerate(_layers(narrower)):
         kept, weight, bias = without_units(
             moments(model, narrower, depth, lists),
@@ -58,7 +60,7 @@ def narrow(model: BroadcastEncoder, width: int, lists: Sequence[List]) -> Broadc
         )
         layer.up = _map(layer.up.weight[kept], layer.up.bias[kept])
         layer.down = _map(weight, bias)
-    found = BroadcastEncoder(replace(model.config, intermediate=width))
+    found = BroadcastEncoder(replace(model.config, intermediate=width)).to(device)
     found.load_state_dict(narrower.state_dict())
     return found.eval()
 
@@ -75,7 +77,7 @@ def _lowest(model: BroadcastEncoder, layers: int) -> BroadcastEncoder:
 
 
 def _map(weight: Tensor, bias: Tensor) -> nn.Linear:
-    found = nn.Linear(weight.shape[1], weight.shape[0])
+    found = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
     found.load_state_dict({"weight": weight, "bias": bias})
     return found
 
@@ -90,8 +92,9 @@ def moments(
     """
     theirs, ours = _layers(model)[depth], _layers(narrower)[depth]
     size = ours.down.in_features + 1
-    units = torch.zeros(size, size, dtype=torch.float64)
-    wanted = torch.zeros(size, ours.down.out_features, dtype=torch.float64)
+    device = ours.down.weight.device
+    units = torch.zeros(size, size, dtype=torch.float64, device=device)
+    wanted = torch.zeros(size, ours.down.out_features, dtype=torch.float64, device=device)
     tokens = 0
     networks = [_lowest(network, depth + 1) for network in (model, narrower)]
     with ExitStack() as stack:
@@ -136,13 +139,12 @@ def without_units(
     the lists do not say what else is wanted. Returns the places (U - number,) of the units kept,
     and the map from them.
     """
-    count = weight.shape[1]
     held = torch.ones_like(means.units[0]) * _DAMPING * means.units.diagonal()[:-1].mean()
     held[-1] = 0.0  # the bias is free
     before = torch.cat([weight.T, bias[None]]).double()  # (U + 1, H): what each contributes
     inverse = torch.linalg.inv(means.units + held.diag())
     rows = inverse @ (means.wanted + held[:, None] * before)  # the best with all units
-    gone = torch.zeros(count + 1, dtype=torch.bool)
+    gone = torch.zeros_like(inverse[0], dtype=torch.bool)
     gone[-1] = True  # the bias is never a candidate
     for _ in range(number):
         cost = rows.square().sum(1) / inverse.diagonal()

@@ -22,9 +22,15 @@ from pydantic import ValidationError
 
 from plugin.cli.serve import listening_socket
 from plugin.ports import free_port
-from plugin.sidecar.app import build_app
+from plugin.sidecar.app import Done, _answer, build_app
 from plugin.sidecar.logs import JsonLines
-from plugin.sidecar.protocol import RerankRequest, RerankResponse
+from plugin.sidecar.protocol import (
+    QuickReader,
+    RerankRequest,
+    RerankResponse,
+    WireRankedHit,
+    WireStage,
+)
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade, Hit, RankedHit, RerankResult, StageReport
 from tests.plugin.sidecar.fakes import (
@@ -319,6 +325,115 @@ def test_every_answer_is_an_order_of_the_hits(client: httpx.Client, body: dict[s
     scores = [hit.score for hit in answer.hits]
     assert all(math.isfinite(score) and score > 0 for score in scores)
     assert scores == sorted(scores, reverse=True)
+
+
+# The ways that save time, and the careful ones.
+
+
+def read_carefully(body: bytes) -> RerankRequest | None:
+    try:
+        search = RerankRequest.model_validate(json.loads(body))
+    except ValueError:  # no JSON, or no search
+        return None
+    return search if len(search.hits) <= 8 else None
+
+
+@settings(max_examples=300)
+@given(body=any_search, ascii_only=st.booleans())
+def test_what_is_read_quickly_is_what_is_read_carefully(
+    body: dict[str, Any], ascii_only: bool
+) -> None:
+    text = json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "replace")
+    quick = QuickReader(most_hits=8).read(text)
+    if quick is not None:
+        careful = read_carefully(text)
+        assert careful is not None
+        assert quick.model_dump() == careful.model_dump()
+    elif "\\ud" not in text.decode():  # of halves of a pair, which want mending
+        assert read_carefully(text) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"query": "a", "query": "b", "hits": [], "hits": [{"id": "1", "id": "2"}]}',
+        b'{"query": "a", "hits": [{"score": 7, "title": null}]}',
+        b'{"query": "a", "hits": [{"score": true}]}',
+        b'{"query": "a", "hits": [{"score": "7"}]}',
+        b'{"query": "a", "hits": [{"score": NaN}]}',
+        b'{"query": "a", "hits": [{"score": %s}]}' % (b"9" * 400),
+        b'{"query": "a", "hits": [{"score": 12345678901234567890}], "passage_depth": 5.0}',
+        b'{"query": "a", "hits": [{"title": "\xff"}]}',
+        b'{"query": "a", "hits": [%s]}' % b",".join([b"{}"] * 9),
+        '{"query": "a", "hits": [{"title": "\u00e9"}]}'.encode("utf-16"),
+        b'\xef\xbb\xbf{"query": "a", "hits": []}',
+        b'{"query": "a", "hits": []} ',
+        b'{"query": "a", "hits": []},',
+        b"[" * 5000,
+        b"",
+    ],
+    ids=lambda body: repr(body[:60]),
+)
+def test_odd_bodies_are_read_alike_or_left_to_care(body: bytes) -> None:
+    quick = QuickReader(most_hits=8).read(body)
+    if quick is not None:
+        careful = read_carefully(body)
+        assert careful is not None
+        assert quick.model_dump() == careful.model_dump()
+
+
+def test_a_usual_search_is_read_quickly() -> None:
+    body = (CONTRACT / "request.json").read_bytes()
+    found = QuickReader(most_hits=3).read(body)
+    assert found is not None
+    assert found.model_dump() == RerankRequest.model_validate_json(body).model_dump()
+    assert QuickReader(most_hits=2).read(body) is None
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+ranked_hits = st.builds(
+    RankedHit,
+    id=st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    index=st.integers(0, 2**31),
+    score=finite,
+    first_stage_score=st.floats(),
+    title_score=st.none() | finite,
+    passage_score=st.none() | finite,
+    coverage=finite,
+    mention=finite,
+)
+
+
+@given(hits=st.lists(ranked_hits, max_size=4), complete=st.booleans(), cut=st.booleans())
+def test_an_answer_is_what_the_contracts_model_would_write(
+    hits: list[RankedHit], complete: bool, cut: bool
+) -> None:
+    report = StageReport("title", 3, 1.5, truncated=2, skipped="settled: \u00e9")
+    done = Done(RerankResult(hits, [report], complete, query_cut=cut), "model", 0)
+    written = RerankResponse.model_validate_json(_answer(done, 2.5))
+    firsts = [hit.first_stage_score for hit in hits]
+    assert written == RerankResponse(
+        hits=[
+            WireRankedHit(
+                index=hit.index,
+                id=hit.id,
+                score=hit.score,
+                first_stage_score=first if math.isfinite(first) else None,
+                title_score=hit.title_score,
+                passage_score=hit.passage_score,
+                coverage=hit.coverage,
+                mention=hit.mention,
+            )
+            for hit, first in zip(hits, firsts, strict=True)
+        ],
+        stages=[
+            WireStage(name="title", scored=3, milliseconds=1.5, truncated=2, skipped=report.skipped)
+        ],
+        complete=complete,
+        query_cut=cut,
+        milliseconds=2.5,
+        model="model",
+    )
 
 
 @settings(max_examples=60)
@@ -656,7 +771,7 @@ for name in ("torch", "transformers", "onnx", "sentence_transformers"):
     sys.modules[name] = None  # an import of it fails
 import asyncio
 import plugin.cli.serve
-from plugin.sidecar.app import build_app
+from plugin.sidecar.app import Done, _answer, build_app
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade
 
@@ -676,7 +791,7 @@ def test_it_runs_where_torch_cannot_be_imported() -> None:
 _ALONE = """
 import asyncio, os, sys
 import httpx
-from plugin.sidecar.app import build_app
+from plugin.sidecar.app import Done, _answer, build_app
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade
 
