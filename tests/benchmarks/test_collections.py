@@ -7,7 +7,12 @@ from pathlib import Path
 
 from indexing.records import Document
 from reranker.evaluation.collections import read_collection
-from tests.benchmarks import abstract_collections, positive_collection, summary_collection
+from tests.benchmarks import (
+    abstract_collections,
+    positive_collection,
+    summary_collection,
+    wordnet_collection,
+)
 from tests.benchmarks.collection_folder import write_beir
 
 REST = "takes an iterable of sorted lists and a key function, and returns one iterator over all"
@@ -72,3 +77,25 @@ def test_a_sentence_is_taken_out_of_its_abstract_and_words_out_of_a_question(
     assert set(words["qa"]) <= {"Do", "old", "lace", "plants", "grow", "largest", "size", "all"}
     assert len(words["qa"]) == 3
     assert "qb" not in words  # of stop words alone
+
+
+def test_a_word_has_the_sentences_of_all_its_senses(tmp_path: Path) -> None:
+    source = tmp_path / "dict"
+    source.mkdir()
+    parts = {
+        "noun": "  1 This software is licensed\n"
+        '00001 03 n 02 hot_dog 0 frank 0 001 @ 00002 n 0000 | a sausage; "he ate two;" \n',
+        "verb": '00003 30 v 01 melt 0 000 01 + 02 00 | become liquid; "ice melts."  \n',
+        "adj": "00004 00 a 01 awake(p) 0 000 | not asleep  \n",
+        "adv": '00005 02 r 01 hot_dog 0 000 | with style; ""; yes  \n',
+    }
+    for part, lines in parts.items():
+        (source / f"data.{part}").write_text(lines, "utf-8")
+    wordnet_collection.main(source, tmp_path / "out")
+    read = read_collection(tmp_path / "out")
+    assert [(page.title, page.text) for page in read.corpus.values()] == [
+        ("hot dog", "A sausage. He ate two. With style. Yes."),
+        ("melt", "Become liquid. Ice melts."),
+        ("awake", "Not asleep."),
+    ]
+    assert list(read.queries) == []

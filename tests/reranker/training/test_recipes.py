@@ -94,7 +94,7 @@ def write_source(data: Path, source: SourceConfig) -> None:
 def write_data(data: Path, recipe: Recipe) -> None:
     for source in recipe.data.sources:
         write_source(data, source)
-    for corpus in recipe.data.corpora:
+    for corpus in [*recipe.data.corpora, *(recipe.keep.corpora if recipe.keep else [])]:
         if (data / corpus).exists():
             continue
         if "knowledgesource" in corpus:
