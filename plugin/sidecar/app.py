@@ -507,7 +507,7 @@ def _add_searches(app: FastAPI, sidecar: Sidecar) -> None:
         if done is None:
             return Response(status_code=499)
         arrived: float = request.scope["titlecast.arrived"]
-        return _json(_answer(done, _ms_since(arrived)))
+        return _json(_answer(done, _ms_since(arrived), search.brief))
 
     quick = QuickReader(sidecar.settings.max_hits)
 
@@ -629,7 +629,7 @@ async def _hang_up(request: Request) -> None:
         pass
 
 
-def _answer(done: Done, milliseconds: float) -> bytes:
+def _answer(done: Done, milliseconds: float, brief: bool = False) -> bytes:
     """Write a `RerankResponse`, without making one: for each hit that would take as long again.
 
     Raises ValueError where a hit's score is no number.
@@ -638,7 +638,9 @@ def _answer(done: Done, milliseconds: float) -> bytes:
     if not all(math.isfinite(hit.score) for hit in result.hits):
         raise ValueError("the models gave a score that is no number")
     hits = [
-        {
+        {"index": hit.index, "score": hit.score}
+        if brief
+        else {
             "index": hit.index,
             "id": hit.id,
             "score": hit.score,

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    create_model,
+)
 
 
 def mend(text: str) -> str:
@@ -62,6 +70,8 @@ class RerankRequest(BaseModel):
     hits: list[WireHit] = Field(fail_fast=True)
     passage_depth: Count = Field(default=20, ge=0)  # 0: titles only
     deadline_ms: Number | None = Field(default=None, gt=0)  # time the caller still has
+    # The answer's hits are `index` and `score` alone: a quarter of it to write, send and read.
+    brief: StrictBool = False
 
 
 class _PlainHit(WireHit):
@@ -93,16 +103,16 @@ class QuickReader:
 
 
 class WireRankedHit(BaseModel):
-    """One hit in the new order; `index` is its position in the request's hits."""
+    """One hit in the new order; a brief answer has `index` and `score` of it."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    index: int
-    id: str
+    index: int  # position in the request's hits
+    id: str = ""
     score: float  # > 0, descending; integer part 2: its passage was read, 1: it was not
-    first_stage_score: float | None
-    title_score: float | None
-    passage_score: float | None
+    first_stage_score: float | None = None
+    title_score: float | None = None
+    passage_score: float | None = None
     coverage: float = 0.0  # share of the query's words that title and passage hold, 0 to 1
     mention: float = 0.0  # > 0: passages that were read name its title, and it was placed higher
 

@@ -178,8 +178,8 @@ def search(
         for hit in response["hits"]["hits"]
     ]
     sent = [hit._asdict() for hit in hits]
-    asked = {"query": text, "hits": sent, "passage_depth": pipeline.passage_depth}
-    payload = json.dumps(asked).encode()
+    asked = {"query": text, "hits": sent, "passage_depth": pipeline.passage_depth, "brief": True}
+    payload = json.dumps(asked).encode()  # as the plugin asks
     calling, raw = timed(lambda: call(caller, payload))
     answer = json.loads(raw)
     models = sum(stage["milliseconds"] for stage in answer["stages"])

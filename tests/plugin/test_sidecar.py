@@ -71,11 +71,11 @@ def client(cascade: Cascade) -> Iterator[httpx.Client]:
 
 
 def test_the_contracts_example_is_answered(client: httpx.Client) -> None:
-    body = (CONTRACT / "request.json").read_bytes()
-    response = client.post("/rerank", content=body, headers=JSON)
+    body = json.loads((CONTRACT / "request.json").read_bytes()) | {"brief": False}
+    response = client.post("/rerank", json=body)
     assert response.status_code == 200
     answer = RerankResponse.model_validate_json(response.content)
-    ids = [hit["id"] for hit in json.loads(body)["hits"]]
+    ids = [hit["id"] for hit in body["hits"]]
     assert sorted(hit.index for hit in answer.hits) == [0, 1, 2]
     assert all(hit.id == ids[hit.index] for hit in answer.hits)
     assert [int(hit.score) for hit in answer.hits] == [2, 1, 1]  # passage_depth is 1
@@ -87,13 +87,16 @@ def test_the_contracts_example_is_answered(client: httpx.Client) -> None:
 
 
 def test_answers_have_the_fields_of_the_contracts_example(client: httpx.Client) -> None:
-    body = (CONTRACT / "request.json").read_bytes()
-    ours = client.post("/rerank", content=body, headers=JSON).json()
-    example = json.loads((CONTRACT / "response.json").read_bytes())
-    assert ours.keys() == example.keys()
-    assert ours["hits"][0].keys() == example["hits"][0].keys()
-    assert ours["stages"][0].keys() == example["stages"][0].keys()
-    assert json.loads(RerankResponse(**example).model_dump_json()) == example
+    body = json.loads((CONTRACT / "request.json").read_bytes())
+    assert body["brief"]
+    for asked, name in ((body, "brief.json"), (body | {"brief": False}, "response.json")):
+        ours = client.post("/rerank", json=asked).json()
+        example = json.loads((CONTRACT / name).read_bytes())
+        assert ours.keys() == example.keys()
+        assert ours["hits"][0].keys() == example["hits"][0].keys()
+        assert ours["stages"][0].keys() == example["stages"][0].keys()
+        read = RerankResponse(**example).model_dump_json(exclude_unset=True)
+        assert json.loads(read) == example
 
 
 def test_the_library_and_the_wire_say_the_same(client: httpx.Client, cascade: Cascade) -> None:
@@ -164,6 +167,7 @@ def test_health_names_the_models(client: httpx.Client, cascade: Cascade, path: s
         (b'{"query": "a", "hits": [], "deadline_ms": true}', 422, "give a number"),
         (b'{"query": "a", "hits": [], "deadline_ms": "5"}', 422, "give a number"),
         (b'{"query": "a", "hits": [], "passage_depth": false}', 422, "give a number"),
+        (b'{"query": "a", "hits": [], "brief": "yes"}', 422, "brief"),
         (b'{"query": "a", "hits": [%s]}' % b",".join([b"{}"] * 51), 422, "MAX_HITS"),
         (b'{"hits": [%s]}' % b",".join([b"1"] * 51), 422, "MAX_HITS"),  # looked at last
         (b'{"query": "a", "hits": [{"title": "%s"}]}' % (b"a" * 3001), 422, "MAX_TITLE_CHARACTERS"),
@@ -298,6 +302,7 @@ any_search = st.fixed_dictionaries(
     optional={
         "passage_depth": st.integers(-1, 2**70),
         "deadline_ms": st.floats(min_value=-1, max_value=1e9, allow_nan=False),
+        "brief": st.booleans(),
         "extra": any_json,
     },
 )
@@ -411,6 +416,9 @@ def test_an_answer_is_what_the_contracts_model_would_write(
     report = StageReport("title", 3, 1.5, truncated=2, skipped="settled: \u00e9")
     done = Done(RerankResult(hits, [report], complete, query_cut=cut), "model", 0)
     written = RerankResponse.model_validate_json(_answer(done, 2.5))
+    brief = RerankResponse.model_validate_json(_answer(done, 2.5, brief=True))
+    short = [WireRankedHit(index=hit.index, score=hit.score) for hit in hits]
+    assert brief == written.model_copy(update={"hits": short})
     firsts = [hit.first_stage_score for hit in hits]
     assert written == RerankResponse(
         hits=[
@@ -757,7 +765,7 @@ def test_over_asgi_alone_it_answers_the_same(cascade: Cascade) -> None:
                 return await client.post("/rerank", json=body), await client.get("/openapi.json")
 
     answer, described = asyncio.run(ask())
-    assert RerankResponse.model_validate_json(answer.content).hits[0].id == "heapq.merge"
+    assert RerankResponse.model_validate_json(answer.content).hits[0].index == 1
     schemas = described.json()["components"]["schemas"]
     assert RerankRequest.__name__ in schemas
     assert RerankResponse.__name__ in schemas

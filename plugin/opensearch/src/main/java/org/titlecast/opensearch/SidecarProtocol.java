@@ -121,6 +121,7 @@ final class SidecarProtocol {
       json.endArray();
       json.field("passage_depth", call.passageDepth());
       json.field("deadline_ms", deadlineMillis);
+      json.field("brief", true); // of each hit nothing else is read here than its place and score
       json.endObject();
       return BytesReference.toBytes(BytesReference.bytes(json));
     }

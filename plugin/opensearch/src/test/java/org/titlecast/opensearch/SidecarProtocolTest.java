@@ -54,9 +54,10 @@ class SidecarProtocolTest {
         Examples.parse(text(written)));
   }
 
-  @Test
-  void readsTheResponseOfTheContract() throws IOException {
-    Answer answer = SidecarProtocol.read(Files.readAllBytes(CONTRACT.resolve("response.json")), 3);
+  @ParameterizedTest
+  @ValueSource(strings = {"response.json", "brief.json"})
+  void readsTheResponseOfTheContract(String name) throws IOException {
+    Answer answer = SidecarProtocol.read(Files.readAllBytes(CONTRACT.resolve(name)), 3);
     assertEquals(
         new Answer(
             List.of(new Placed(1, 2.71f), new Placed(0, 1.4f), new Placed(2, 1.1f)),
