@@ -64,9 +64,9 @@ def train(
     import torch
 
     from reranker.training import config as configs
-    from reranker.training.loop import find_processes
     from reranker.training.loop import train as run
     from reranker.training.prepare import prepare_once, sources_of
+    from reranker.training.processes import find_processes
 
     logging.getLogger("reranker").setLevel(logging.INFO)
     recipe_path = config or configs.RECIPES / f"{task}.toml"

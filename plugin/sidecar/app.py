@@ -629,8 +629,8 @@ async def _hang_up(request: Request) -> None:
         pass
 
 
-def _answer(done: Done, milliseconds: float, brief: bool = False) -> bytes:
-    """Write a `RerankResponse`, without making one: for each hit that would take as long again.
+def _answer(done: Done, milliseconds: float, brief: bool = False) -> dict[str, Any]:
+    """What a `RerankResponse` says, without making one: a model for each hit takes its time.
 
     Raises ValueError where a hit's score is no number.
     """
@@ -662,7 +662,7 @@ def _answer(done: Done, milliseconds: float, brief: bool = False) -> bytes:
         }
         for stage in result.stages
     ]
-    body = {
+    return {
         "hits": hits,
         "stages": stages,
         "complete": result.complete,
@@ -670,13 +670,12 @@ def _answer(done: Done, milliseconds: float, brief: bool = False) -> bytes:
         "milliseconds": milliseconds,
         "model": done.model,
     }
-    return to_json(body, inf_nan_mode="null")  # an engine that gave no score gave NaN
 
 
-def _json(body: BaseModel | bytes, exclude_none: bool = False) -> Response:
-    if isinstance(body, BaseModel):
-        body = to_json(body, exclude_none=exclude_none)
-    return Response(body, media_type="application/json")
+def _json(body: BaseModel | dict[str, Any], exclude_none: bool = False) -> Response:
+    # Of an engine that gave no score, it is NaN, which JSON cannot write.
+    text = to_json(body, exclude_none=exclude_none, inf_nan_mode="null")
+    return Response(text, media_type="application/json")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

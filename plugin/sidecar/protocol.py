@@ -84,7 +84,7 @@ class _PlainHit(WireHit):
 
 
 class QuickReader:
-    """Reads the searches in which nothing is out of the ordinary, in half the time.
+    """Reads the searches in which nothing is out of the ordinary, in one call.
 
     JSON goes straight to a request. Where it cannot, `read` gives None and leaves it to the careful
     way to tell why, or to mend what can be mended; what it gives is what that would.

@@ -13,14 +13,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, reduce
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -34,6 +32,7 @@ from reranker.training.examples import Example, load
 from reranker.training.keep import KeepLists, known_before
 from reranker.training.lists import Batch, Tokens, make_batch
 from reranker.training.mining import Miner
+from reranker.training.processes import find_processes
 from reranker.training.scoring import list_logits, own_lists, score_all, score_lists
 from reranker.training.start import Model, new_model, text_tokens, tokenizer_of, write
 from reranker.training.teachers import find_teacher
@@ -202,12 +201,6 @@ def train(
             save()
     processes.wait_for_everyone()
     return folder / "best.pt"
-
-
-def find_processes() -> PartialState:
-    """The processes that share the training, and this one's device; one where nothing says more."""
-    wanted = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return PartialState(cpu=wanted or not torch.accelerator.is_available())
 
 
 def average(optimiser: torch.optim.Optimizer, total: float, device: torch.device) -> float:

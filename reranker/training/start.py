@@ -24,6 +24,7 @@ from reranker.runtime import read_config
 from reranker.training.config import read_recipe
 from reranker.training.examples import load
 from reranker.training.lists import Tokens, draw_list, padded
+from reranker.training.processes import find_processes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -226,7 +227,8 @@ def narrowed(model: Model, recipe: Recipe, folder: Path | None) -> Model:
     path = folder / START
     if not path.is_file():
         log.info("leaving out all but %d units of every feed-forward layer", width)
-        write(narrow(model, width, lists_to_read(recipe, folder)).state_dict(), path)
+        there = model.to(find_processes().device)
+        write(narrow(there, width, lists_to_read(recipe, folder)).cpu().state_dict(), path)
     found = BroadcastEncoder(replace(model.config, intermediate=width))
     found.load_state_dict(torch.load(path, weights_only=True))
     return found

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from plugin.cli.serve import listening_socket
 from plugin.ports import free_port
-from plugin.sidecar.app import Done, _answer, build_app
+from plugin.sidecar.app import Done, _answer, _json, build_app
 from plugin.sidecar.logs import JsonLines
 from plugin.sidecar.protocol import (
     QuickReader,
@@ -415,8 +415,8 @@ def test_an_answer_is_what_the_contracts_model_would_write(
 ) -> None:
     report = StageReport("title", 3, 1.5, truncated=2, skipped="settled: \u00e9")
     done = Done(RerankResult(hits, [report], complete, query_cut=cut), "model", 0)
-    written = RerankResponse.model_validate_json(_answer(done, 2.5))
-    brief = RerankResponse.model_validate_json(_answer(done, 2.5, brief=True))
+    written = RerankResponse.model_validate_json(_json(_answer(done, 2.5)).body)
+    brief = RerankResponse.model_validate_json(_json(_answer(done, 2.5, brief=True)).body)
     short = [WireRankedHit(index=hit.index, score=hit.score) for hit in hits]
     assert brief == written.model_copy(update={"hits": short})
     firsts = [hit.first_stage_score for hit in hits]
@@ -779,7 +779,7 @@ for name in ("torch", "transformers", "onnx", "sentence_transformers"):
     sys.modules[name] = None  # an import of it fails
 import asyncio
 import plugin.cli.serve
-from plugin.sidecar.app import Done, _answer, build_app
+from plugin.sidecar.app import build_app
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade
 
@@ -799,7 +799,7 @@ def test_it_runs_where_torch_cannot_be_imported() -> None:
 _ALONE = """
 import asyncio, os, sys
 import httpx
-from plugin.sidecar.app import Done, _answer, build_app
+from plugin.sidecar.app import build_app
 from plugin.sidecar.settings import load_settings
 from reranker import Cascade
 

@@ -17,9 +17,9 @@ from reranker.training.lists import (
     drop_tokens,
     make_batch,
 )
-from reranker.training.loop import find_processes
 from reranker.training.mining import Miner
 from reranker.training.prepare import times
+from reranker.training.processes import find_processes
 from tests.reranker.conftest import small_tokenizer
 
 

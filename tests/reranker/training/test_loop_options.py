@@ -21,11 +21,11 @@ from reranker.training.lists import draw_list, make_batch
 from reranker.training.loop import (
     batch_loss,
     dev_sample,
-    find_processes,
     load_data,
     train,
 )
 from reranker.training.mining import Miner
+from reranker.training.processes import find_processes
 from reranker.training.scoring import list_logits
 from reranker.training.start import load_last, load_trained, new_model, some_layers
 from tests.reranker.training.conftest import prepared, recipe_text, records
