@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reranker.coverage import Coverage, Covered
-from reranker.fusion import Fusion, first_stage, lifted, neutral, squash
+from reranker.fusion import (
+    Fusion,
+    is_question,
+    lifted,
+    neutral,
+    squash,
+    standardise,
+    trust,
+)
 from reranker.mentions import Links
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
 from reranker.stages import SHIPPED, PassageReranker, Query, TitleReranker
@@ -182,7 +190,10 @@ class Cascade:
         logits = neutral(title_logits, titled)
         alone = not any(hit.passage.strip() for hit in hits)
         scores = np.array([hit.score for hit in hits], dtype=np.float64)
-        first = first_stage(scores, asked.tokens, alone)
+        trusted = 1.0
+        if not alone:
+            trusted = trust(asked.tokens, is_question(query), self.fusion.most_trust)
+        first = standardise(scores) * trusted
         limit = _TOKEN_CHARACTERS * self._most_tokens
         weights = self.fusion
         covered = Covered.nothing(len(hits))

@@ -4,12 +4,13 @@ A stage's fused score is a weighted sum of its logit, the earlier stages' logits
 first-stage score, the last one standardised within the query's own window: engines, boosts and
 fields change its scale from search to search. How much the first stage knows that a title does
 not depends on what it searched: over texts it counts for more than over titles alone, and there
-for more the longer the query is (`trust`).
+for more the longer the query is, above all where it is no question (`trust`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,16 +21,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Tokens of a query that count once, and how often a long one's count at most: a query much longer
-# is rather a dialogue, of which most words are not what was asked.
-_TOKENS, _MOST_TRUST = 10, 2.0
+# A query's tokens for which the first stage counts once, and the power by which more of them count
+# in a statement.
+_ONCE, _STATEMENT = 10, 1.5
+# How often it counts at most for a question, and for a statement while the weights are fitted. More
+# is a fusion's own choice: a query much longer is rather a dialogue, of which most words are not
+# what was asked.
+USUAL_TRUST = 2.0
+
+# What makes a query a question, not a statement that looks for what it repeats: an English word
+# that asks, a verb in front, or the mark.
+_ASKS = re.compile(
+    r"[?？؟]|\b(?:what|which|who|whom|whose|where|when|why|how)\b"
+    r"|^\s*(?:is|are|was|were|do|does|did|can|could|will|would|should|has|have|had)\b",
+    re.IGNORECASE,
+)
 
 
 class Fusion(NamedTuple):
     """The weights; those of the title stage first, those for hits without any passage last."""
 
     title: float  # of the title's logit, before the passage stage
-    title_first_stage: float  # of the first stage's score beside it, see `first_stage`
+    title_first_stage: float  # of the first stage's score beside it, see `trust`
     passage: float  # of the passage's logit
     passage_title: float  # of the title's logit beside it
     passage_first_stage: float  # of that score beside both
@@ -38,13 +51,15 @@ class Fusion(NamedTuple):
     mention: float = 0.0  # of what the hit is likely to add to a relevant one, see `Links`
     title_coverage: float = 0.0  # of the share of the query's words, before the passage stage
     passage_coverage: float = 0.0  # of that share beside the passage's logit
+    most_trust: float = USUAL_TRUST  # how often a statement's first stage counts, see `trust`
 
     @classmethod
     def read(cls, path: Path) -> Fusion:
         """Read `fusion.json`. Raises FileNotFoundError or ValueError where it is not right.
 
         One without weights for hits without a passage uses the title stage's for these, too; one
-        without weights for mentions or coverage counts none.
+        without weights for mentions or coverage counts none, and one without `most_trust` trusts
+        the first stage as usual.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: the model folder is not complete")
@@ -123,21 +138,22 @@ def standardise(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
-def trust(query_tokens: int) -> float:
-    """How much the first stage's standardised scores count over texts: 1 for ten tokens, at most 2.
+def is_question(query: str) -> bool:
+    """Whether a query asks, rather than states or names what it looks for; English only."""
+    return _ASKS.search(query) is not None
+
+
+def trust(query_tokens: int, question: bool, most: float = USUAL_TRUST) -> float:
+    """How often the first stage's standardised scores count over texts: once for ten tokens.
 
     BM25 adds up what each of a query's words says, so that its sum over a sentence is much surer
-    than over two words. Standardised within a window, both look alike.
+    than over two words. Standardised within a window, both look alike. A statement repeats what
+    it looks for, so that its words count for more than a question's, up to `most` times.
     """
-    return min(query_tokens / _TOKENS, _MOST_TRUST)
-
-
-def first_stage(scores: NDArray[np.float64], query_tokens: int, alone: bool) -> NDArray[np.float64]:
-    """What the first stage's scores (n,) count for beside the models': standardised, and trusted.
-
-    `alone`: no hit of the search has a passage, and a long query is trusted no more than others.
-    """
-    return standardise(scores) * (1.0 if alone else trust(query_tokens))
+    usual = query_tokens / _ONCE
+    if question or usual <= 1:
+        return min(usual, USUAL_TRUST)
+    return float(min(usual**_STATEMENT, most))
 
 
 def neutral(logits: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.float64]:

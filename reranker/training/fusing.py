@@ -11,7 +11,7 @@ import torch
 from reranker.coverage import Coverage
 from reranker.evaluation.bm25 import BM25, text_of
 from reranker.evaluation.collections import Document, read_collection, read_corpus
-from reranker.fusion import Fusion, first_stage, lifted, neutral, standardise
+from reranker.fusion import USUAL_TRUST, Fusion, is_question, lifted, neutral, standardise, trust
 from reranker.mentions import Links
 from reranker.training.augment import take_sentence
 from reranker.training.prepare import dev_queries
@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 
 # Hits of a window.
 _CANDIDATES = 100
-# Weights of the links that are tried, and the nDCG@10 that a smaller one may lose.
+# Weights of the links and limits of trust that are tried, and the nDCG@10 that a smaller one may
+# lose.
 _MENTIONS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_MOST_TRUST = (USUAL_TRUST, 3.0, 4.0, 6.0)
 _NEARLY = 0.0002
 
 
@@ -46,15 +48,25 @@ class Window:
         gold: NDArray[np.bool_],
         links: NDArray[np.float64] | None = None,
         coverage: NDArray[np.float64] | None = None,
+        tokens: int | None = None,
+        question: bool = True,
     ) -> None:
         self.title = title  # (n,)
         self.passage = passage  # (n,), NaN where it was not scored
-        self.first = first  # (n,), see `first_stage`
+        self.first = first  # (n,), standardised
         self.gold = gold  # (n,)
         # (n, n): what the hits add to each of them, see `Links.of`; None: there are no links.
         self.links = np.zeros((len(gold), len(gold))) if links is None else links
         # (n,): the share of the query's words that each hit holds, see `Coverage`.
         self.coverage = np.zeros(len(gold)) if coverage is None else coverage
+        self.tokens = tokens  # of the query; None: its length says nothing, as over titles alone
+        self.question = question
+
+    def trusted(self, most: float) -> NDArray[np.float64]:
+        """What the first stage's scores (n,) count for, see `reranker.fusion.trust`."""
+        if self.tokens is None:
+            return self.first
+        return self.first * trust(self.tokens, self.question, most)
 
 
 class Scorer:
@@ -88,20 +100,22 @@ class Scorer:
             self._title.score_read(asked, titles).logits, np.array([bool(t) for t in titles])
         )
         scores = np.array([score for _, score in found], dtype=np.float64)
-        first = first_stage(scores, asked.tokens, alone=pages)
+        first = standardise(scores)
         read = np.full(len(found), np.nan)
         if pages:
             return Window(logits, read, first, gold)
         texts = [document.text for document in documents]
         covered = self._coverage.of(query, [text_of(document) for document in documents])
-        promise = standardise(logits) + first + standardise(covered.shares)
+        question = is_question(query)
+        trusted = trust(asked.tokens, question) * first
+        promise = standardise(logits) + trusted + standardise(covered.shares)
         best = np.argsort(-promise, kind="stable")[: self._depth]
         read[best] = self._passage.score(query, [titles[i] for i in best], [texts[i] for i in best])
         linked = Links(query, titles, texts, covered)
         links = np.zeros((len(found), len(found)))
         for i in best:
             links[i] = linked.of(i)
-        return Window(logits, read, first, gold, links, covered.shares)
+        return Window(logits, read, first, gold, links, covered.shares, asked.tokens, question)
 
 
 def score_windows(
@@ -191,14 +205,16 @@ def fit_fusion(windows: dict[str, list[Window]]) -> Fusion:
     texts = {name: items for name, items in windows.items() if name not in pages}
 
     def by_title(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        return np.stack([window.title, window.first], 1), window.gold
+        return np.stack([window.title, window.trusted(USUAL_TRUST)], 1), window.gold
 
     def covered(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        return np.stack([window.title, window.first, window.coverage], 1), window.gold
+        first = window.trusted(USUAL_TRUST)
+        return np.stack([window.title, first, window.coverage], 1), window.gold
 
     def read(window: Window) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         seen = np.isfinite(window.passage)
-        features = [window.passage, window.title, window.first, window.coverage]
+        first = window.trusted(USUAL_TRUST)
+        features = [window.passage, window.title, first, window.coverage]
         return np.stack(features, 1)[seen], window.gold[seen]
 
     def rounded(values: NDArray[np.float64]) -> list[float]:
@@ -210,27 +226,29 @@ def fit_fusion(windows: dict[str, list[Window]]) -> Fusion:
     fusion = Fusion(*titles, *passages, *alone)._replace(
         title_coverage=title_coverage, passage_coverage=passage_coverage
     )
-    return fusion._replace(mention=_fit_mention(texts, fusion))
+    fusion = _best(texts, [fusion._replace(mention=weight) for weight in _MENTIONS])
+    return _best(texts, [fusion._replace(most_trust=most) for most in _MOST_TRUST])
 
 
-def _fit_mention(windows: dict[str, list[Window]], fusion: Fusion) -> float:
-    """The smallest weight of the links that orders the read passages as well as any, or nearly.
+def _best(windows: dict[str, list[Window]], trials: Sequence[Fusion]) -> Fusion:
+    """The first of these that orders the read passages as well as any, or nearly.
 
-    By nDCG@10, as the likelihood does not see that no hit is lifted above those it is linked to.
+    By nDCG@10, every query set counting the same. The likelihood does not see that no hit is
+    lifted above those it is linked to, and is ruled by the few long queries of which the first
+    stage knows nothing.
     """
-    trials = []
-    for weight in _MENTIONS:
-        tried = fusion._replace(mention=weight)
+    found = []
+    for tried in trials:
         sets = [[_quality(window, tried) for window in items] for items in windows.values()]
-        trials.append(np.mean([np.mean(qualities) for qualities in sets]))
-    good = np.array(trials) >= max(trials) - _NEARLY
-    return _MENTIONS[int(good.argmax())]
+        found.append(np.mean([np.mean(qualities) for qualities in sets]))
+    return trials[int((np.array(found) >= max(found) - _NEARLY).argmax())]
 
 
 def _quality(window: Window, fusion: Fusion) -> float:
     """nDCG@10 of the passages that were read, as a cascade that read them orders them."""
     read = np.isfinite(window.passage)
-    every = fusion.passages(window.passage, window.title, window.first, window.coverage)
+    first = window.trusted(fusion.most_trust)
+    every = fusion.passages(window.passage, window.title, first, window.coverage)
     scores, links = every[read], window.links[np.ix_(read, read)]
     final = lifted(scores, fusion.mentions(scores, links), scores, links)
     return ndcg(window.gold[read].astype(float), np.argsort(-final, kind="stable"))

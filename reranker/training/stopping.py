@@ -96,9 +96,9 @@ def _scored(windows: Windows, fusion: Fusion) -> Iterator[list[Scored]]:
             read = np.isfinite(window.passage)
             if read.sum() < 2:
                 continue
+            first = window.trusted(fusion.most_trust)
             title, passage, first, coverage = (
-                values[read]
-                for values in (window.title, window.passage, window.first, window.coverage)
+                values[read] for values in (window.title, window.passage, first, window.coverage)
             )
             promise = fusion.titles(title, first, coverage, alone=False)
             final = fusion.passages(passage, title, first, coverage)

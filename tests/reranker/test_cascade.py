@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from reranker import Cascade, Hit
 from reranker.cascade import Cancelled, Cost
 from reranker.coverage import Coverage, Covered
-from reranker.fusion import standardise
+from reranker.fusion import Fusion, squash, standardise
 from reranker.stopping import Stopping
 from tests.reranker.conftest import WORDS
 
@@ -62,6 +62,31 @@ def first_stage_of(cascade: Cascade, hits: list[Hit]) -> np.ndarray:
     tokens = cascade.passage.tokenizer.encode_queries([QUERY], 256)[0].ids[1:-1]
     assert 0 < len(tokens) < 20
     return standardise(np.array([hit.score for hit in hits])) * len(tokens) / 10
+
+
+@pytest.mark.parametrize(
+    ("opening", "limit", "counts"),
+    [("", 6.0, 3.3**1.5), ("", 4.0, 4.0), ("which ", 6.0, 2.0), ("", 2.0, 2.0)],
+)
+def test_a_long_statement_trusts_the_first_stage_as_far_as_the_fusion_says(
+    cascade, monkeypatch, opening, limit, counts
+):
+    query = opening + "merge sorted lists " * 11
+    for stage in (cascade.title, cascade.passage):
+        monkeypatch.setitem(stage.config, "max_query_tokens", 40)
+    assert cascade.title.read(query).tokens == len(query.split()) >= 33
+    hits = some_hits(8)
+    # Nothing but the first stage counts.
+    fusion = Fusion(0, 1, 0, 0, 1, 0, 1, most_trust=limit)
+    result = Cascade(cascade.title, cascade.passage, fusion).rerank(query, hits, passage_depth=8)
+    usual = standardise(np.array([hit.score for hit in hits]))
+    expected = 2 + squash(usual * counts)
+    assert [hit.score for hit in result.hits] == pytest.approx(expected.tolist(), abs=1e-6)
+    # Over titles alone a query's length says nothing.
+    titles = [hit._replace(passage="") for hit in hits]
+    alone = Cascade(cascade.title, cascade.passage, fusion).rerank(query, titles, passage_depth=0)
+    expected = 1 + squash(usual)
+    assert [hit.score for hit in alone.hits] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 @given(hits=hits_, depth=st.integers(0, 20))

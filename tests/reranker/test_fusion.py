@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reranker.fusion import Fusion, first_stage, lifted, neutral, squash, standardise, trust
+from reranker.fusion import Fusion, is_question, lifted, neutral, squash, standardise, trust
 
 finite = st.floats(-1e6, 1e6)
 
@@ -58,14 +58,39 @@ def test_squashing_keeps_order_inside_the_unit_interval(values):
 
 
 def test_the_first_stage_is_trusted_more_the_longer_the_query_is_up_to_a_limit():
-    assert [trust(tokens) for tokens in (0, 1, 10, 15, 20, 21, 10**6)] == [0, 0.1, 1, 1.5, 2, 2, 2]
+    lengths = (0, 1, 10, 15, 20, 21, 10**6)
+    assert [trust(tokens, True, 6.0) for tokens in lengths] == [0, 0.1, 1, 1.5, 2, 2, 2]
+    assert [trust(tokens, False, 6.0) for tokens in (0, 1, 10, 40, 10**6)] == [0, 0.1, 1, 6, 6]
+    assert trust(20, False, 6.0) == pytest.approx(2 * 2**0.5)
+    assert trust(20, False) == 2
 
 
-def test_over_titles_alone_a_long_query_is_trusted_like_any_other():
-    scores = np.array([30.0, 20.0, 10.0])
-    z = standardise(scores)
-    assert first_stage(scores, 15, alone=True).tolist() == z.tolist()
-    assert first_stage(scores, 15, alone=False).tolist() == pytest.approx(1.5 * z)
+@given(st.integers(0, 2000), st.floats(2, 20))
+def test_a_statement_is_trusted_no_less_than_a_question_nor_than_a_shorter_one(tokens, most):
+    assert trust(tokens, True, most) <= trust(tokens, False, most) <= most
+    assert trust(tokens, False, most) <= trust(tokens + 1, False, most)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "who wrote it",
+        "The film was shot in WHICH city",
+        "is it so",
+        "  Does it help",
+        "the capital of France?",
+        "法国的首都？",
+    ],
+)
+def test_what_asks_is_a_question(query):
+    assert is_question(query)
+
+
+@pytest.mark.parametrize(
+    "query", ["", "merge sorted lists", "its name", "water is wet", "whoever", "show"]
+)
+def test_what_states_or_names_is_none(query):
+    assert not is_question(query)
 
 
 def test_no_hit_is_lifted_above_the_best_of_those_it_has_links_to():
@@ -90,9 +115,9 @@ def test_written_and_read_again(tmp_path):
 
 def test_a_file_from_before_some_weights_is_read_as_it_was_meant(tmp_path):
     older = {k: v for k, v in Fusion(1, 2, 3, 4, 5, 6, 7)._asdict().items() if "only" not in k}
-    del older["mention"]
+    del older["mention"], older["most_trust"]
     (tmp_path / "fusion.json").write_text(json.dumps(older))
-    assert Fusion.read(tmp_path / "fusion.json") == Fusion(1, 2, 3, 4, 5, 1, 2, 0)
+    assert Fusion.read(tmp_path / "fusion.json") == Fusion(1, 2, 3, 4, 5, 1, 2, 0, most_trust=2.0)
 
 
 def test_fused_scores_by_hand():

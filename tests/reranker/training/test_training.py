@@ -328,6 +328,30 @@ def test_coverage_counts_as_much_as_it_tells():
     assert (nothing.title_coverage, nothing.passage_coverage) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_long_statements_trust_the_first_stage_as_far_as_it_tells(tells):
+    rng = np.random.default_rng(0)
+
+    def drawn(passage: float, first: float, tokens: int, question: bool) -> list[Window]:
+        found = []
+        for _ in range(100):
+            gold = np.zeros(12, dtype=bool)
+            gold[rng.integers(12)] = True
+            noise = rng.normal(size=(3, 12))
+            noise[1] += passage * gold
+            noise[2] += first * gold
+            found.append(Window(*noise, gold, tokens=tokens, question=question))
+        return found
+
+    # The weights are those of questions, which ask for little of the first stage.
+    sets = {
+        f"questions {i}": drawn(passage=2.5, first=0.5, tokens=20, question=True) for i in range(3)
+    }
+    first = 3.0 if tells else 0.0
+    sets["sentences"] = drawn(passage=0.0, first=first, tokens=40, question=False)
+    assert fit_fusion(sets).most_trust == (6.0 if tells else 2.0)
+
+
 def test_sets_with_few_windows_are_left_out():
     window = Window(*np.zeros((3, 2)), np.array([True, False]))
     sets = {"large": [window] * 7, "small": [window] * 3, "few": [window] * 2}
