@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reranker.coverage import Coverage, Covered
-from reranker.fusion import (
-    Fusion,
-    is_question,
-    lifted,
-    neutral,
-    squash,
-    standardise,
-    trust,
-)
+from reranker.fusion import Fusion, is_question, lifted, neutral, squash, standardise, trust
 from reranker.mentions import Links
 from reranker.records import Hit, RankedHit, RerankResult, StageReport
 from reranker.stages import SHIPPED, PassageReranker, Query, TitleReranker
@@ -190,12 +182,10 @@ class Cascade:
         logits = neutral(title_logits, titled)
         alone = not any(hit.passage.strip() for hit in hits)
         scores = np.array([hit.score for hit in hits], dtype=np.float64)
-        trusted = 1.0
-        if not alone:
-            trusted = trust(asked.tokens, is_question(query), self.fusion.most_trust)
+        weights = self.fusion
+        trusted = 1.0 if alone else trust(asked.tokens, is_question(query), weights.most_trust)
         first = standardise(scores) * trusted
         limit = _TOKEN_CHARACTERS * self._most_tokens
-        weights = self.fusion
         covered = Covered.nothing(len(hits))
         if not alone and (weights.title_coverage or weights.passage_coverage or weights.mention):
             texts = [f"{hit.title[:limit]} {hit.passage[:limit]}" for hit in hits]
