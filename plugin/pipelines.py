@@ -323,8 +323,9 @@ def _check_field(index: str, field: str, types: Mapping[str, str], properties: A
             f"{field} of index {index} is a sub-field, which hits do not carry: use {parent}"
         )
     known = ", ".join(sorted(name for name, kind in types.items() if kind in _TEXT_TYPES))
+    remedy = "choose one of them" if known else "index documents first"
     raise PipelineError(
-        f"index {index} has no field {field}: its text fields are {known or 'none'}"
+        f"index {index} has no field {field}: its text fields are {known or 'none'}; {remedy}"
     )
 
 

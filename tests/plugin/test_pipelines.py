@@ -195,6 +195,14 @@ def test_a_wrong_index_or_field_is_refused_before_anything_changes(
     assert state == before
 
 
+def test_an_index_without_any_field_is_to_be_filled_first(
+    client: OpenSearch, state: dict[str, Any]
+) -> None:
+    state["indices"]["docs"]["mappings"] = {}
+    with pytest.raises(PipelineError, match="its text fields are none; index documents first"):
+        pipelines.install(client, "docs", Pipeline())
+
+
 @pytest.mark.parametrize(
     "kind", ["text", "match_only_text", "search_as_you_type", "keyword", "wildcard"]
 )
