@@ -234,8 +234,8 @@ def _best(windows: dict[str, list[Window]], trials: Sequence[Fusion]) -> Fusion:
     """The first of these that orders the read passages as well as any, or nearly.
 
     By nDCG@10, every query set counting the same. The likelihood does not see that no hit is
-    lifted above those it is linked to, and is ruled by the few long queries of which the first
-    stage knows nothing.
+    lifted above those it is linked to, and asks less of the first stage for long statements than
+    is best for their order.
     """
     found = []
     for tried in trials:
