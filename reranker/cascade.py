@@ -246,7 +246,7 @@ class Cascade:
         while (done := len(reading.read)) < whole:
             _go_on(cancelled)
             count = EVERY - done % EVERY
-            if count == EVERY and stopping and reading.settled(stopping, whole - done):
+            if count == EVERY and stopping and reading.settle(stopping, whole - done):
                 skipped = f"settled: {whole - done} passages left unscored"
                 break
             part = reading.unread[: min(count, whole - done)]
@@ -344,6 +344,7 @@ class Reading:
         self._most_characters = most_characters
         self._links: Links | None = None  # not before a passage was read
         self._linked: list[NDArray[np.float64]] = []  # by passage that was read, (n,)
+        self._expected: NDArray[np.float64] | None = None  # scores (n,), once the rest is settled
 
     def learn(self, logits: NDArray[np.float32]) -> None:
         """Take the passage logits (m,) of the first m unread hits."""
@@ -375,16 +376,30 @@ class Reading:
             return scores
         return lifted(scores, self.gain, scores[self.read], np.array(self._linked))
 
-    def settled(self, rule: Stopping, left: int) -> bool:
-        """Whether reading the `left` most promising unread hits would change too little."""
+    def settle(self, rule: Stopping, left: int) -> bool:
+        """Whether reading the `left` most promising unread hits would change too little.
+
+        If so, all hits have a place in the passage stage's order: see `placed`.
+        """
         if not self.read:
             return False
-        unread = self.unread[:left]
-        return rule.settled(
-            self.scores[self.read],
-            self.promise[self.read],
-            self.promise[unread] + self.gain[unread],
-        )
+        final, promise = self.scores[self.read], self.promise[self.read]
+        hopes = self.promise + self.gain
+        if not rule.settled(final, promise, hopes[self.unread[:left]]):
+            return False
+        self._expected = rule.expected(final, promise, hopes)
+        return True
+
+    @property
+    def placed(self) -> NDArray[np.bool_]:
+        """Which hits (n,) the passage stage places: those read and, once settled, the others."""
+        return np.isfinite(self.logits) | (self._expected is not None)
+
+    @property
+    def order_scores(self) -> NDArray[np.float64]:
+        """What the hits (n,) are ordered by among those of their stage."""
+        unread = self.promise + self.gain if self._expected is None else self._expected
+        return np.where(np.isfinite(self.logits), self.final, unread)
 
 
 def _ranked(
@@ -394,12 +409,12 @@ def _ranked(
     title_fused: NDArray[np.float64],
     reading: Reading,
 ) -> list[RankedHit]:
-    """One order: hits whose passage was read by the passage stage, then the others by titles."""
+    """One order: hits that the passage stage places, then the others by titles."""
     passage_logits = reading.logits
     read = np.isfinite(passage_logits)
-    final = np.where(read, reading.final, title_fused + reading.gain)
+    final = reading.order_scores
     gained = np.where(read, final - reading.scores, reading.gain)
-    tier = np.where(read, 2.0, 1.0)  # no other hit passes one whose passage was read
+    tier = np.where(reading.placed, 2.0, 1.0)
     scores = tier + squash(final)
     order = np.lexsort((np.arange(len(hits)), -final, -tier))
     title_ranks = _ranks(title_fused, titled)

@@ -24,8 +24,9 @@ class RankedHit:
     """One hit in the new order, with what each stage said of it.
 
     `score` descends over a result and says which stage placed the hit: its integer part is
-    2 where the passage stage did and 1 where the title stage did, so a hit whose passage was
-    read never ranks below one whose was not. A stage that did not score the hit leaves None.
+    2 where the passage stage did and 1 where the title stage did. The passage stage places the
+    hits whose passages it read and, where it ended as the rest was settled, the rest by what they
+    were expected to score. A stage that did not score the hit leaves None.
     """
 
     id: str

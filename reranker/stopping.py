@@ -4,7 +4,8 @@
 searched for. What an unread passage would score is predicted from the title stage's score, by a
 line whose height is that of the passages read so far; as it may turn out higher, what counts is
 the mean of its exponential. Reading on is worth while as long as the unread passages together are
-expected to hold more than a small share of the whole.
+expected to hold more than a small share of the whole. Where it stops, they have their places by
+what they are expected to score: above those that were read and turned out worse.
 """
 
 from __future__ import annotations
@@ -68,9 +69,16 @@ class Stopping(NamedTuple):
         self, final: NDArray[np.float64], promise: NDArray[np.float64], unread: NDArray[np.float64]
     ) -> float:
         """The share of the relevance that the unread are expected to hold; see `settled`."""
-        height = (final - self.slope * promise).mean()
-        # The mean of the exponential of a normal variable: of its mean and half its variance.
-        expected = height + self.slope * unread + self.spread**2 / 2
+        expected = self.expected(final, promise, unread)
         most = max(final.max(), expected.max(initial=-np.inf))
         ours, theirs = np.exp(final - most).sum(), np.exp(expected - most).sum()
         return float(theirs / (ours + theirs))
+
+    def expected(
+        self, final: NDArray[np.float64], promise: NDArray[np.float64], unread: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """What the unread would score, (k,); see `settled`."""
+        height = (final - self.slope * promise).mean()
+        # The mean of the exponential of a normal variable: of its mean and half its variance.
+        found: NDArray[np.float64] = height + self.slope * unread + self.spread**2 / 2
+        return found

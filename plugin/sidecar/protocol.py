@@ -109,7 +109,7 @@ class WireRankedHit(BaseModel):
 
     index: int  # position in the request's hits
     id: str = ""
-    score: float  # > 0, descending; integer part 2: its passage was read, 1: it was not
+    score: float  # > 0, descending; integer part 2: placed by the passage stage, 1: by titles
     first_stage_score: float | None = None
     title_score: float | None = None
     passage_score: float | None = None

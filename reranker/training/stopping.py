@@ -64,7 +64,7 @@ def try_stopping(windows: Windows, fusion: Fusion, rule: Stopping, depth: int = 
             read = stops_at(rule, promise[:reach], final[:reach])
             likely = np.exp(final - final[:reach].max())
             likely[reach:] = 0  # the stage would not have read them in any case
-            whole, part = (_order(final, at) for at in (reach, read))
+            whole, part = (_order(rule, promise, final, at, reach) for at in (reach, read))
             lost = [ndcg(by, whole) - ndcg(by, part) for by in (gold.astype(float), likely)]
             rows.append([read, *lost])
         sets.append(np.array(rows))
@@ -108,10 +108,19 @@ def _scored(windows: Windows, fusion: Fusion) -> Iterator[list[Scored]]:
             yield found
 
 
-def _order(final: NDArray[np.float64], read: int) -> NDArray[np.int64]:
-    """The order where the first `read` hits were read, the others following by promise."""
-    head = np.argsort(-final[:read], kind="stable")
-    return np.concatenate([head, np.arange(read, len(final))])
+def _order(
+    rule: Stopping,
+    promise: NDArray[np.float64],
+    final: NDArray[np.float64],
+    read: int,
+    reach: int,
+) -> NDArray[np.int64]:
+    """The order where the first `read` hits were read, of `reach` that might have been."""
+    if read == reach:  # the others follow by promise
+        head = np.argsort(-final[:read], kind="stable")
+        return np.concatenate([head, np.arange(read, len(final))])
+    expected = rule.expected(final[:read], promise[:read], promise[read:])
+    return np.argsort(-np.concatenate([final[:read], expected]), kind="stable")
 
 
 def ndcg(relevance: NDArray[np.float64], order: NDArray[np.int64]) -> float:

@@ -234,13 +234,15 @@ def test_what_has_links_comes_as_in_the_slow_twin(cascade, weight, share):
 
     read: list[int] = []
     gain = np.zeros(30)
+    settled = False
     while len(read) < 12:
         unread = sorted(set(range(30)) - set(read), key=lambda i: -(promise[i] + gain[i]))
         if read:
             height = (final[read] - promise[read]).mean()
             rest = unread[: 12 - len(read)]
             left = np.exp(height + promise[rest] + gain[rest] + 0.125).sum()
-            if left / (left + np.exp(final[read]).sum()) < share:
+            settled = left / (left + np.exp(final[read]).sum()) < share
+            if settled:
                 break
         read += unread[:4]
         likely = np.exp(final[read]) / np.exp(final[read]).sum()
@@ -252,8 +254,13 @@ def test_what_has_links_comes_as_in_the_slow_twin(cascade, weight, share):
         by = [final[j] for j in read if link(i, j) > 0]
         if by and final[i] < max(by):  # up to right behind the best of those it is linked to
             lifted[i] = min(final[i] + gain[i], max(by) - 1e-9)
-    expected = sorted(read, key=lambda i: -lifted[i])
-    expected += sorted(rest, key=lambda i: -(promise[i] + gain[i]))
+    if settled:  # the others by what they were expected to score
+        for i in rest:
+            lifted[i] = height + promise[i] + gain[i] + 0.125
+        expected = sorted(range(30), key=lambda i: -lifted[i])
+    else:
+        expected = sorted(read, key=lambda i: -lifted[i])
+        expected += sorted(rest, key=lambda i: -(promise[i] + gain[i]))
     result = naming(cascade, weight, rule).rerank(QUERY, hits, passage_depth=12)
     assert result.stages[1].scored == len(read)
     assert [hit.index for hit in result.hits] == expected
@@ -591,8 +598,16 @@ def test_the_passage_stage_stops_where_the_slow_twin_does(cascade, share, seed):
     asked = stopping(cascade, share).rerank(QUERY, hits, passage_depth=20, early_stop=False)
     assert asked.hits == whole.hits
     assert asked.stages[1].scored == 20
-    read_ones = sorted(range(expected), key=lambda at: -final[at])
-    assert [hit.index for hit in result.hits] == [order[at] for at in read_ones] + order[expected:]
+    placed = sorted(range(expected), key=lambda at: -final[at])
+    if left_out:  # the others stand where they were expected to
+        hoped = [*final[:expected], *(height + promise[expected:] + 0.125)]
+        placed = sorted(range(40), key=lambda at: -hoped[at])
+    assert [hit.index for hit in result.hits][: len(placed)] == [order[at] for at in placed]
+    assert [hit.index for hit in result.hits][len(placed) :] == order[len(placed) :]
+    assert [int(hit.score) for hit in result.hits] == [2] * len(placed) + [1] * (40 - len(placed))
+    unread = [hit for hit in result.hits if hit.passage_score is None]
+    assert len(unread) == 40 - expected
+    assert all(hit.passage_rank is None for hit in unread)
 
 
 def test_shares_end_the_passage_stage_at_different_places(cascade):
