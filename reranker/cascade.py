@@ -163,11 +163,11 @@ class Cascade:
 
         The title stage always runs. The passages follow in the order of promise, until
         `passage_depth` of them are read or the rest is settled (see `Stopping`: that is complete,
-        too); with a deadline as long as the time allows, judged by the measured cost of a token. A
-        hit with neither title nor passage keeps what the first stage says of it. `cancelled` is
-        asked before each chunk of texts. Without `early_stop` no passage is settled before it is
-        read. Raises ValueError for an empty query or a negative depth,
-        and `Cancelled` as soon as `cancelled` says so.
+        too, and the rest has its places by what it is expected to score); with a deadline as long
+        as the time allows, judged by the measured cost of a token. A hit with neither title nor
+        passage keeps what the first stage says of it. `cancelled` is asked before each chunk of
+        texts. Without `early_stop` no passage is settled before it is read. Raises ValueError for
+        an empty query or a negative depth, and `Cancelled` as soon as `cancelled` says so.
         """
         started = time.monotonic()
         if passage_depth < 0:
