@@ -336,8 +336,8 @@ class Reading:
         self.logits = np.full(len(hits), np.nan)  # the passage model's
         self.read: list[int] = []
         order = np.argsort(-promise, kind="stable").tolist()
-        # The most promising first.
-        self.unread = [i for i in order if hits[i].title.strip() or hits[i].passage.strip()]
+        self._texts = np.array([bool(hit.title.strip() or hit.passage.strip()) for hit in hits])
+        self.unread = [i for i in order if self._texts[i]]  # the most promising first
         self.covered = covered
         self._titles, self._first = titles, first
         self._fusion = fusion
@@ -379,7 +379,7 @@ class Reading:
     def settle(self, rule: Stopping, left: int) -> bool:
         """Whether reading the `left` most promising unread hits would change too little.
 
-        If so, all hits have a place in the passage stage's order: see `placed`.
+        If so, they have their places in the passage stage's order: see `placed`.
         """
         if not self.read:
             return False
@@ -392,8 +392,11 @@ class Reading:
 
     @property
     def placed(self) -> NDArray[np.bool_]:
-        """Which hits (n,) the passage stage places: those read and, once settled, the others."""
-        return np.isfinite(self.logits) | (self._expected is not None)
+        """Which hits (n,) the passage stage places: those read and, once settled, the others.
+
+        But of one without any text nothing can be expected.
+        """
+        return np.isfinite(self.logits) if self._expected is None else self._texts
 
     @property
     def order_scores(self) -> NDArray[np.float64]:

@@ -610,6 +610,15 @@ def test_the_passage_stage_stops_where_the_slow_twin_does(cascade, share, seed):
     assert all(hit.passage_rank is None for hit in unread)
 
 
+def test_a_hit_without_text_comes_last_where_the_rest_is_settled(cascade):
+    """Nothing can be expected of it, however high the first stage put it."""
+    hits = [Hit("bare", score=1000.0), *some_hits(20)]
+    result = stopping(cascade, 1.0).rerank(QUERY, hits, passage_depth=20)
+    assert result.stages[1].skipped.startswith("settled")
+    assert result.hits[-1].id == "bare"
+    assert [int(hit.score) for hit in result.hits] == [2] * 20 + [1]
+
+
 def test_shares_end_the_passage_stage_at_different_places(cascade):
     """Else the test above would show nothing."""
     hits = some_hits(40)
