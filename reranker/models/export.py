@@ -88,16 +88,24 @@ def export(
     if isinstance(model, PairEncoder):
         graphs = {"pairs": _Graph(encoder, weights, maps, "text").pairs()}
     else:
-        graphs = {
-            "query": _Graph(encoder, weights, maps, "query").query(),
-            "lower": _Graph(encoder, weights, maps, "text").lower(),
-            "upper": _Graph(encoder, weights, maps, "text").upper(),
-        }
+        graphs = broadcast_graphs(encoder, maps, weights)
         if dual:
             graphs["dual"] = _Graph(encoder, weights, maps, "dual").dual()
     weights.write(folder / "weights.bin")
     for name, graph in graphs.items():
         (folder / f"{name}.onnx").write_bytes(graph.SerializeToString())
+
+
+def broadcast_graphs(
+    encoder: BroadcastEncoder, ranges: Ranges | None, weights: _Weights | None = None
+) -> dict[str, onnx.ModelProto]:
+    """The graphs `query`, `lower` and `upper`, whose tensors `weights` then holds."""
+    weights = weights or _Weights()
+    return {
+        "query": _Graph(encoder, weights, ranges, "query").query(),
+        "lower": _Graph(encoder, weights, ranges, "text").lower(),
+        "upper": _Graph(encoder, weights, ranges, "text").upper(),
+    }
 
 
 class _Weights:
