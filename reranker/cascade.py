@@ -202,7 +202,7 @@ class Cascade:
                 self._passages(query, reading, passage_depth, left, cancelled, early_stop)
             )
         return RerankResult(
-            _ranked(hits, titled, title_logits, fused, reading),
+            _ranked(hits, titled, title_logits, reading),
             stages,
             complete=not any(stage.unscored for stage in stages),
             query_cut=asked.truncated,
@@ -409,7 +409,6 @@ def _ranked(
     hits: Sequence[Hit],
     titled: NDArray[np.bool_],
     title_logits: NDArray[np.float32],
-    title_fused: NDArray[np.float64],
     reading: Reading,
 ) -> list[RankedHit]:
     """One order: hits that the passage stage places, then the others by titles."""
@@ -420,7 +419,7 @@ def _ranked(
     tier = np.where(reading.placed, 2.0, 1.0)
     scores = tier + squash(final)
     order = np.lexsort((np.arange(len(hits)), -final, -tier))
-    title_ranks = _ranks(title_fused, titled)
+    title_ranks = _ranks(reading.promise, titled)
     passage_ranks = _ranks(final, read)
     scored, covered = scores.tolist(), reading.covered.shares.tolist()
     titles, passages = title_logits.tolist(), passage_logits.tolist()

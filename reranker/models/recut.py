@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import onnx
+import typer
 
 from reranker.models.broadcast import BroadcastEncoder
 from reranker.models.export import broadcast_graphs
 from reranker.models.restore import restore
 from reranker.runtime import read_config
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 def recut(folder: Path, target: Path, first_query_layer: int, name: str) -> None:
     """Write the model of `folder` into `target` with another first layer that reads the query.
 
     Raises ValueError for a layer that is not above the model's own, and for a model folder with a
-    dual encoder, whose scales are its own.
+    dual encoder, whose scales are its own; FileExistsError where `target` is there already.
     """
+    if target.exists():
+        raise FileExistsError(f"{target} exists already; give a folder that does not")
     model = restore(folder)
     config = replace(model.config, first_query_layer=first_query_layer)
     if not model.config.first_query_layer < first_query_layer < config.layers:
@@ -67,8 +66,13 @@ def recut(folder: Path, target: Path, first_query_layer: int, name: str) -> None
     (target / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__":
-    from pathlib import Path
+def main(folder: Path, target: Path, first_query_layer: int, name: str) -> None:
+    """Write the model of a folder into another, with a later first layer that reads the query."""
+    try:
+        recut(folder, target, first_query_layer, name)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
 
-    source, made, layer, called = sys.argv[1:]
-    recut(Path(source), Path(made), int(layer), called)
+
+if __name__ == "__main__":
+    typer.run(main)

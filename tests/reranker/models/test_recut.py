@@ -53,3 +53,5 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     with pytest.raises(ValueError, match="dual encoder"):
         recut(tmp_path / "both", tmp_path / "new", SMALL.layers - 1, "later")
     assert not (tmp_path / "new").exists()
+    with pytest.raises(FileExistsError, match="exists already; give a folder"):
+        recut(old, tmp_path / "both", SMALL.layers - 1, "later")
