@@ -81,8 +81,8 @@ class Model(Protocol):
 class BroadcastModel:
     """The broadcasting encoder: `query.onnx` once a search, `lower` and `upper` once a batch.
 
-    One core reads the query while another makes the texts' tokens. The lower layers do not see
-    the query, so that whoever is ready first begins with them.
+    One core reads the query while another makes the texts' tokens and, as they do not see the
+    query, begins with the lower layers.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class BroadcastModel:
         """Logits (n,); the query's states are handed to every batch as they are."""
         scores = np.empty(0, dtype=np.float32)
 
-        def prepare() -> Iterable[Step]:
+        def prepare() -> list[Step]:
             nonlocal scores
             given = rows() if callable(rows) else rows
             scores = np.empty(len(given), dtype=np.float32)
@@ -122,8 +122,11 @@ class BroadcastModel:
             parts = layouts(_lengths(texts), self._crew.threads)
             return [partial(begin, texts, layout, first) for layout in parts]
 
+        prepared = Later(prepare)
+
         def read() -> Iterable[Step]:
             query.get()
+            prepared.get()  # or else this core would find nothing to do, and be woken again
             return ()
 
         def begin(texts: Sequence[Row], layout: Layout, first: int) -> Iterable[Step]:
@@ -141,7 +144,8 @@ class BroadcastModel:
             scores[layout.places] = self._upper.run(["scores"], feed)[0].numpy()
             return ()
 
-        steps: list[Step] = [prepare] if query.done() else [prepare, read]
+        # Reading the query takes longest where there are few texts: it begins at once.
+        steps: list[Step] = [prepared.get] if query.done() else [read, prepared.get]
         self._crew.each(lambda step: step(), steps)
         return scores
 
@@ -335,7 +339,7 @@ class Crew:
             while left:
                 self._load.enter()
                 try:
-                    self._run_with(helpers, run, left)
+                    self._take_all(helpers, run, left)
                 finally:
                     self._load.leave()
                 self._wait_for(helpers)  # those who go when others come may leave a part
@@ -343,43 +347,48 @@ class Crew:
             left.clear()
             self._wait_for(helpers)
         for helper in helpers:
-            helper.result()
+            if not helper.cancelled():
+                helper.result()
 
-    def _run_with(
-        self, helpers: list[Future[None]], run: Callable[[T], Iterable[T] | None], left: deque[T]
+    def _take_all(
+        self,
+        helpers: list[Future[None]],
+        run: Callable[[T], Iterable[T] | None],
+        left: deque[T],
+        most: float = math.inf,
     ) -> None:
-        """Run what is left, with as many helpers as are free."""
-        while left:
+        """Run what is left with as many helpers as are free, unless more than `most` run."""
+        while left and self._load.running <= most:
             for part in _take(left):
                 for _ in range(len(left)):
                     if not self._load.enter(self.threads):
                         break
-                    helpers.append(self._pool.submit(self._help, run, left))
+                    helpers.append(self._pool.submit(self._help, helpers, run, left))
                 left.extend(run(part) or ())
 
+    def _help(
+        self, helpers: list[Future[None]], run: Callable[[T], Iterable[T] | None], left: deque[T]
+    ) -> None:
+        try:
+            self._take_all(helpers, run, left, self.threads)
+        finally:
+            self._load.leave()
+
     def _wait_for(self, helpers: list[Future[None]]) -> None:
-        """Wait for the helpers, but forget those who found no thread in time."""
-        begun = []
-        for helper in helpers:
-            if helper.cancel():
-                self._load.leave()
-            else:
-                begun.append(helper)
-        helpers[:] = begun
-        wait(begun)
+        """Wait for the helpers, and for theirs, but forget those who found no thread in time."""
+        while pending := [helper for helper in helpers if not helper.done()]:
+            begun = []
+            for helper in pending:
+                if helper.cancel():
+                    self._load.leave()
+                else:
+                    begun.append(helper)
+            wait(begun)
 
     def reset(self) -> None:
         """Begin anew in a child process, to which a fork brings none of its parent's threads."""
         self._load.reset()
         self._pool = self._new_pool()
-
-    def _help(self, run: Callable[[T], Iterable[T] | None], left: deque[T]) -> None:
-        try:
-            while left and self._load.running <= self.threads:
-                for part in _take(left):
-                    left.extend(run(part) or ())
-        finally:
-            self._load.leave()
 
 
 def _take(left: deque[T]) -> list[T]:
@@ -472,10 +481,16 @@ def layouts(lengths: NDArray[np.int64], threads: int = 1) -> list[Layout]:
     each, beside texts of similar length, and so have the others where few would fit into a row.
     """
     found: list[Layout] = []
+    alike: dict[int, list[int]] = {}
     rest: list[int] = []
-    long = np.flatnonzero(lengths > _PACKED_WIDTHS[-1])
-    for length in np.unique(lengths[lengths <= _PACKED_WIDTHS[-1]]).tolist():
-        same = np.flatnonzero(lengths == length).tolist()
+    long: list[int] = []
+    for place, length in enumerate(lengths.tolist()):
+        if length <= _PACKED_WIDTHS[-1]:
+            alike.setdefault(length, []).append(place)
+        else:
+            long.append(place)
+    for length in sorted(alike):
+        same = alike[length]
         if len(same) * length < _LEAST_TOKENS:
             rest += same
         else:
@@ -487,14 +502,14 @@ def layouts(lengths: NDArray[np.int64], threads: int = 1) -> list[Layout]:
         rows = [[rest[at] for at in row] for row in pack(left, width)]
         size = len(rows) * width
         packed = size + _CALL_TOKENS * -(-size // _MOST_TOKENS)
-        alone = sum(_CALL_TOKENS + len(g) * int(left[g].max()) for g in _similar(left, threads))
+        alone = sum(_CALL_TOKENS + len(g) * int(left[g[-1]]) for g in _similar(left, threads))
         if packed <= alone:
             found += _cut(lengths, rows, width, threads)
         else:
-            long = np.concatenate([rest, long])
-    for alike in _similar(lengths[long], threads):
-        places = long[alike].tolist()
-        found.append(_layout(lengths, [[place] for place in places], int(lengths[places].max())))
+            long = rest + long
+    for group in _similar(lengths[long], threads):
+        places = [long[at] for at in group]
+        found.append(_layout(lengths, [[place] for place in places], int(lengths[places[-1]])))
     return sorted(found, key=lambda layout: -layout.owner.size)
 
 
@@ -518,8 +533,9 @@ def pack(lengths: NDArray[np.int64], width: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(width + 1)]  # rows by their room
-    for place in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[place])
+    sizes = lengths.tolist()
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        length = sizes[place]
         room = next((room for room in range(length, width + 1) if with_room[room]), None)
         if room is None:
             row, room = len(rows), width
@@ -584,23 +600,24 @@ def batches(rows: Sequence[Row], threads: int = 1) -> Iterator[Batch]:
     """
     lengths = _lengths(rows)
     for places in _similar(lengths, threads):
-        ids = np.zeros((len(places), int(lengths[places].max())), dtype=np.int64)
+        ids = np.zeros((len(places), len(rows[places[-1]])), dtype=np.int64)
         for at, place in enumerate(places):
-            ids[at, : lengths[place]] = rows[place]
-        yield Batch(places, ids, lengths[places])
+            ids[at, : len(rows[place])] = rows[place]
+        yield Batch(np.array(places), ids, lengths[places])
 
 
-def _similar(lengths: NDArray[np.int64], threads: int) -> Iterator[NDArray[np.int64]]:
-    """Places of texts of similar lengths, each in exactly one group."""
-    most = min(_MOST_TOKENS, max(_SHARED_TOKENS, int(lengths.sum()) // threads))
-    order = np.argsort(lengths, kind="stable")
+def _similar(lengths: NDArray[np.int64], threads: int) -> Iterator[list[int]]:
+    """Places of texts of similar lengths, the longest last, each in exactly one group."""
+    sizes = lengths.tolist()
+    most = min(_MOST_TOKENS, max(_SHARED_TOKENS, sum(sizes) // threads))
+    order = sorted(range(len(sizes)), key=sizes.__getitem__)
     start = 0
     while start < len(order):
         end = start + 1
         waste = 0
         while end < len(order):
-            width = int(lengths[order[end]])
-            waste += (end - start) * (width - int(lengths[order[end - 1]]))
+            width = sizes[order[end]]
+            waste += (end - start) * (width - sizes[order[end - 1]])
             if (end - start + 1) * width > most or waste > _CALL_TOKENS:
                 break
             end += 1

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 # No text needs more characters than this per token to fill its window; the rest of a hostile
 # text of megabytes is not even looked at.
 _CHARACTERS_PER_TOKEN = 32
+# So few characters are made into tokens in the caller's thread: others would have to be woken, and
+# one of them reads the query meanwhile.
+_FEW_CHARACTERS = 4096
 
 
 class Encoded(NamedTuple):
@@ -153,7 +156,10 @@ class Tokenizer:
         """Ids without the special tokens, and whether characters were dropped unseen."""
         most = limit * _CHARACTERS_PER_TOKEN
         cleaned = [_speakable(text[:most]) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False)
+        if sum(map(len, cleaned)) <= _FEW_CHARACTERS:
+            encodings = [self._tokenizer.encode(text, add_special_tokens=False) for text in cleaned]
+        else:
+            encodings = self._tokenizer.encode_batch_fast(cleaned, add_special_tokens=False)
         return [
             (np.asarray(encoding.ids, dtype=np.int64), len(text) > most)
             for encoding, text in zip(encodings, texts, strict=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -316,6 +317,31 @@ def test_whoever_is_free_runs_what_another_part_left():
 
     crew.each(run, ["query", "first", "second"])
     assert finished.is_set()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_helper_calls_others_while_the_caller_is_busy(fails):
+    """Two more cores begin with the texts while the caller still reads the query."""
+    load = Load()
+    crew = Crew(4, load)
+    shared, meet = threading.Event(), threading.Barrier(3, timeout=30)
+
+    def run(part: str) -> list[str]:
+        if part == "query":
+            assert shared.wait(30)
+        elif part == "texts":
+            return ["batch"] * 3
+        else:
+            last = meet.wait() == 0
+            shared.set()
+            if fails and last:
+                raise RuntimeError("broken")
+        return []
+
+    with pytest.raises(RuntimeError, match="broken") if fails else nullcontext():
+        crew.each(run, ["query", "texts"])
+    assert shared.is_set()
+    assert load.running == 0
 
 
 def test_what_a_helper_leaves_as_it_goes_is_not_lost():

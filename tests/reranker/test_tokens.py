@@ -46,6 +46,15 @@ def test_the_limit_holds_and_truncation_is_said(tokenizer, text, limit):
     assert encoded.ids[-1] == 3
 
 
+@given(text=st.text(max_size=40))
+@settings(deadline=None)
+def test_a_text_is_read_among_many_as_alone(shipped_tokenizer, text):
+    (alone,) = shipped_tokenizer.encode([text], 48)
+    among = shipped_tokenizer.encode([text, *["merge sorted lists"] * 400], 48)[0]
+    assert among.ids.tolist() == alone.ids.tolist()
+    assert among.truncated == alone.truncated
+
+
 @given(text=words, most=st.integers(0, 40))
 @settings(deadline=None)
 def test_a_head_is_the_first_tokens(tokenizer, text, most):
