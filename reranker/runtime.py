@@ -22,8 +22,10 @@ import math
 import os
 import threading
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakSet
@@ -39,14 +41,15 @@ from reranker.cores import usable_cores
 from reranker.lru import Cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
     Row = NDArray[np.int64]
-    # Texts, or what makes their tokens, which one core does while another reads the query.
-    Rows = Sequence[Row] | Callable[[], Sequence[Row]]
+    # Texts, or what makes their tokens part by part, which one core does while another reads the
+    # query or the part before.
+    Rows = Sequence[Row] | Iterator[Sequence[Row]]
     Step = Callable[[], "Iterable[Step]"]  # gives what is left to do of it
 
 T = TypeVar("T")
@@ -110,17 +113,20 @@ class BroadcastModel:
 
     def score(self, query: Later[dict[str, Any]], rows: Rows) -> NDArray[np.float32]:
         """Logits (n,); the query's states are handed to every batch as they are."""
-        scores = np.empty(0, dtype=np.float32)
+        parts = rows if isinstance(rows, Iterator) else iter([rows])
+        found: list[NDArray[np.float32]] = []  # the scores of each part
 
         def prepare() -> list[Step]:
-            nonlocal scores
-            given = rows() if callable(rows) else rows
-            scores = np.empty(len(given), dtype=np.float32)
-            texts, first = lower_rows(given, self._places)
+            part = next(parts, None)
+            if part is None:
+                return []
+            scores = np.empty(len(part), dtype=np.float32)
+            found.append(scores)
+            texts, first = lower_rows(part, self._places)
             if self._after_query:
                 first = int(query.get()["keys"].shape()[-1])
-            parts = layouts(_lengths(texts), self._crew.threads)
-            return [partial(begin, texts, layout, first) for layout in parts]
+            batches = layouts(_lengths(texts), self._crew.threads)
+            return [prepare, *(partial(begin, texts, layout, first, scores) for layout in batches)]
 
         prepared = Later(prepare)
 
@@ -129,12 +135,14 @@ class BroadcastModel:
             prepared.get()  # or else this core would find nothing to do, and be woken again
             return ()
 
-        def begin(texts: Sequence[Row], layout: Layout, first: int) -> Iterable[Step]:
+        def begin(
+            texts: Sequence[Row], layout: Layout, first: int, scores: NDArray[np.float32]
+        ) -> Iterable[Step]:
             states = self._states([texts[place] for place in layout.places], layout, first)
-            rest = partial(finish, layout, states)
+            rest = partial(finish, layout, states, scores)
             return rest() if query.done() else [rest]
 
-        def finish(layout: Layout, states: Any) -> Iterable[Step]:
+        def finish(layout: Layout, states: Any, scores: NDArray[np.float32]) -> Iterable[Step]:
             feed = {
                 **query.get(),
                 "states": states,
@@ -147,7 +155,7 @@ class BroadcastModel:
         # Reading the query takes longest where there are few texts: it begins at once.
         steps: list[Step] = [prepared.get] if query.done() else [read, prepared.get]
         self._crew.each(lambda step: step(), steps)
-        return scores
+        return np.concatenate(found) if found else np.empty(0, dtype=np.float32)
 
     def _states(self, rows: Sequence[Row], layout: Layout, first: int) -> Any:
         """The lower layers' states (R*W, H) of the texts of a batch, from the cache or not."""
@@ -201,7 +209,8 @@ class PairModel:
 
     def score(self, query: Row, rows: Rows) -> NDArray[np.float32]:
         """Logits (n,) of `[CLS] query [SEP] text [SEP]`."""
-        joined = [np.concatenate([query, row[1:]]) for row in (rows() if callable(rows) else rows)]
+        texts = chain.from_iterable(rows) if isinstance(rows, Iterator) else rows
+        joined = [np.concatenate([query, row[1:]]) for row in texts]
         scores = np.empty(len(joined), dtype=np.float32)
 
         def run(batch: Batch) -> None:

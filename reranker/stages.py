@@ -17,13 +17,17 @@ from reranker.runtime import load_model
 from reranker.tokens import Encoded, Tokenizer, Windowed, head_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
 SHIPPED = Path(__file__).parent / "weights"
 
 _Stage = TypeVar("_Stage", bound="_Reranker")
+_Item = TypeVar("_Item")
+
+# Texts are made into tokens in parts: of so many at first, and then of so many times as many.
+_FIRST_PART, _GROWTH = 128, 8
 
 
 class EmptyQueryError(ValueError):
@@ -126,11 +130,13 @@ class TitleReranker(_Reranker):
         distinct, back = _distinct(titles)
         encoded: list[Encoded] = []
 
-        def rows() -> list[NDArray[np.int64]]:
-            encoded.extend(through(self._cache, distinct, self._encode, _encoded_bytes))
-            return [item.ids for item in encoded]
+        def rows() -> Iterator[list[NDArray[np.int64]]]:
+            for part in _growing(distinct):
+                made = through(self._cache, part, self._encode, _encoded_bytes)
+                encoded.extend(made)
+                yield [item.ids for item in made]
 
-        logits = self._model.score(query.state, rows)
+        logits = self._model.score(query.state, rows())
         cut = np.array([item.truncated for item in encoded], dtype=bool)
         return Scores(logits[back], int(cut[back].sum()), sum(len(item.ids) for item in encoded))
 
@@ -164,11 +170,13 @@ class PassageReranker(_Reranker):
         distinct, back = _distinct(list(zip(titles, passages, strict=True)))
         windowed: list[Windowed] = []
 
-        def rows() -> list[NDArray[np.int64]]:
-            windowed.extend(through(self._cache, distinct, self._encode, _windowed_bytes))
-            return [row for item in windowed for row in item.windows]
+        def rows() -> Iterator[list[NDArray[np.int64]]]:
+            for part in _growing(distinct):
+                made = through(self._cache, part, self._encode, _windowed_bytes)
+                windowed.extend(made)
+                yield [row for item in made for row in item.windows]
 
-        scores = self._model.score(query.state, rows)
+        scores = self._model.score(query.state, rows())
         owner = np.repeat(np.arange(len(distinct)), [len(item.windows) for item in windowed])
         logits = np.full(len(distinct), -np.inf, dtype=np.float32)
         np.maximum.at(logits, owner, scores)
@@ -192,6 +200,14 @@ def _encoded_bytes(title: str, encoded: Encoded) -> int:
 
 def _windowed_bytes(pair: tuple[str, str], windowed: Windowed) -> int:
     return sum(map(sys.getsizeof, (pair, *pair, windowed, *windowed.windows)))
+
+
+def _growing(items: list[_Item]) -> Iterator[list[_Item]]:
+    """Parts of which each gives other cores work for as long as the next is made into tokens."""
+    start, size = 0, _FIRST_PART
+    while start < len(items):
+        yield items[start : start + size]
+        start, size = start + size, size * _GROWTH
 
 
 def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.int64]]:

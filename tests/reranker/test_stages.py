@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -38,6 +39,25 @@ def test_a_title_depends_on_no_other(titles, items):
     assert together.shape == (len(items),)
     for item, score in zip(items, together.tolist(), strict=True):
         assert titles.score(QUERY, [item])[0] == pytest.approx(score, abs=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("count", [128, 129, 1153, 1400])
+def test_many_texts_are_scored_part_by_part_as_in_short_lists(small_models, threads, count):
+    """Parts of 128, 1,024 and the rest are made into tokens while those before are scored."""
+    words = [" ".join(pair) for pair in itertools.product(WORDS, repeat=3)][:count]
+    assert len(set(words)) == count
+    model = TitleReranker.load(small_models / "title", threads)
+    read = model.read(QUERY)
+    slow = [model.score_read(read, words[at : at + 50]) for at in range(0, count, 50)]
+    found = model.score_read(model.read(QUERY), words)
+    assert found.logits == pytest.approx(np.concatenate([one.logits for one in slow]), abs=1e-4)
+    assert found.tokens == sum(one.tokens for one in slow)
+    passages = PassageReranker.load(small_models / "passage", threads)
+    logits = passages.score(QUERY, ["heap"] * count, words)
+    assert logits[::97] == pytest.approx(
+        passages.score(QUERY, ["heap"] * len(words[::97]), words[::97]), abs=1e-4
+    )
 
 
 def test_distinct_titles_are_scored_once(titles):
