@@ -67,6 +67,8 @@ _SHARED_TOKENS = 16
 # Rows in which short texts are packed. A token attends within its own text, but all of a row is
 # computed: wider rows have less padding and more attention for nothing.
 _PACKED_WIDTHS = (16, 32)
+# Up to so many rows for each thread are shared evenly.
+_EVEN_ROWS = 2
 
 
 class Model(Protocol):
@@ -506,9 +508,8 @@ def layouts(lengths: NDArray[np.int64], threads: int = 1) -> list[Layout]:
             found += _cut(lengths, [[place] for place in same], length, threads)
     if rest:
         left = lengths[rest]
-        width = next(width for width in _PACKED_WIDTHS if width >= left.max())
-        width = min(width, int(left.sum()))
-        rows = [[rest[at] for at in row] for row in pack(left, width)]
+        width, rows = shared_rows(left, threads)
+        rows = [[rest[at] for at in row] for row in rows]
         size = len(rows) * width
         packed = size + _CALL_TOKENS * -(-size // _MOST_TOKENS)
         alone = sum(_CALL_TOKENS + len(g) * int(left[g[-1]]) for g in _similar(left, threads))
@@ -520,6 +521,27 @@ def layouts(lengths: NDArray[np.int64], threads: int = 1) -> list[Layout]:
         places = [long[at] for at in group]
         found.append(_layout(lengths, [[place] for place in places], int(lengths[places[-1]])))
     return sorted(found, key=lambda layout: -layout.owner.size)
+
+
+def shared_rows(lengths: NDArray[np.int64], threads: int) -> tuple[int, list[list[int]]]:
+    """A width, and rows of that many tokens for short texts of the given lengths (n,).
+
+    `_PACKED_WIDTHS` are good widths for many texts. What fills a row or two for each thread is
+    shared evenly instead: rows as narrow as texts allow, and as many for every thread.
+    """
+    longest, total = int(lengths.max()), int(lengths.sum())
+    width = min(total, next(width for width in _PACKED_WIDTHS if width >= longest))
+    best = width, pack(lengths, width)
+    usual = len(best[1])
+    if not threads <= usual <= _EVEN_ROWS * threads:
+        return best
+    for most in range(threads, usual + threads, threads):
+        for width in range(max(longest, -(-total // most)), _PACKED_WIDTHS[-1] + 1):
+            rows = pack(lengths, width)
+            if len(rows) <= most:
+                best = min(best, (width, rows), key=lambda found: found[0] * len(found[1]))
+                break
+    return best
 
 
 def _cut(

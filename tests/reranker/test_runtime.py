@@ -29,6 +29,7 @@ from reranker.runtime import (
     layouts,
     load_model,
     pack,
+    shared_rows,
 )
 from tests.reranker.conftest import SMALL, random_encoder, write_model
 from tests.waiting import wait_until
@@ -110,6 +111,29 @@ def test_little_is_computed_for_padding(shortest, longest):
     assert computed + 10 * len(found) < 1.16 * counts.sum()
     # Where texts share rows, there are fewer calls than lengths.
     assert len(found) <= (3 if longest == 12 else 12)
+
+
+def test_few_texts_are_shared_evenly():
+    """Of rows of 16 one of two threads would have two."""
+    few = np.array([6, 5, 4, 4, 4, 4, 3, 3, 3, 2])
+    assert [layout.owner.shape for layout in layouts(few, threads=2)] == [(1, 19), (1, 19)]
+    assert [layout.owner.shape for layout in layouts(few, threads=1)] == [(3, 16)]
+    more = np.append(few, [6, 6, 5])
+    assert [layout.owner.shape for layout in layouts(more, threads=2)] == [(1, 28), (1, 28)]
+
+
+@given(st.lists(st.integers(1, 32), min_size=1, max_size=60), st.sampled_from([1, 2, 4]))
+@settings(deadline=None)
+def test_shared_rows_compute_no_more_than_rows_of_the_usual_width(lengths, threads):
+    counts = np.array(lengths, dtype=np.int64)
+    width, rows = shared_rows(counts, threads)
+    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    assert all(sum(lengths[place] for place in row) <= width for row in rows)
+    usual = min(sum(lengths), 16 if max(lengths) <= 16 else 32)
+    packed = pack(counts, usual)
+    assert width * len(rows) <= usual * len(packed)
+    if len(packed) > 2 * threads:
+        assert (width, rows) == (usual, packed)
 
 
 @given(st.lists(st.integers(1, 16), max_size=200), st.sampled_from([16, 32]))
