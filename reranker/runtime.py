@@ -25,7 +25,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 from weakref import WeakSet
@@ -115,7 +114,7 @@ class BroadcastModel:
 
     def score(self, query: Later[dict[str, Any]], rows: Rows) -> NDArray[np.float32]:
         """Logits (n,); the query's states are handed to every batch as they are."""
-        parts = rows if isinstance(rows, Iterator) else iter([rows])
+        parts = _in_parts(rows)
         found: list[NDArray[np.float32]] = []  # the scores of each part
 
         def prepare() -> list[Step]:
@@ -127,8 +126,8 @@ class BroadcastModel:
             texts, first = lower_rows(part, self._places)
             if self._after_query:
                 first = int(query.get()["keys"].shape()[-1])
-            batches = layouts(_lengths(texts), self._crew.threads)
-            return [prepare, *(partial(begin, texts, layout, first, scores) for layout in batches)]
+            laid = layouts(_lengths(texts), self._crew.threads)
+            return [prepare, *(partial(begin, texts, layout, first, scores) for layout in laid)]
 
         prepared = Later(prepare)
 
@@ -211,8 +210,7 @@ class PairModel:
 
     def score(self, query: Row, rows: Rows) -> NDArray[np.float32]:
         """Logits (n,) of `[CLS] query [SEP] text [SEP]`."""
-        texts = chain.from_iterable(rows) if isinstance(rows, Iterator) else rows
-        joined = [np.concatenate([query, row[1:]]) for row in texts]
+        joined = [np.concatenate([query, row[1:]]) for part in _in_parts(rows) for row in part]
         scores = np.empty(len(joined), dtype=np.float32)
 
         def run(batch: Batch) -> None:
@@ -654,6 +652,11 @@ def _similar(lengths: NDArray[np.int64], threads: int) -> Iterator[list[int]]:
             end += 1
         yield order[start:end]
         start = end
+
+
+def _in_parts(rows: Rows) -> Iterator[Sequence[Row]]:
+    """Texts part by part; a sequence is all of them at once."""
+    return rows if isinstance(rows, Iterator) else iter([rows])
 
 
 def _lengths(rows: Sequence[Row]) -> NDArray[np.int64]:

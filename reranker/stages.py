@@ -7,6 +7,7 @@ scores, of each other, or of time. `Cascade` puts them together.
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -17,14 +18,15 @@ from reranker.runtime import load_model
 from reranker.tokens import Encoded, Tokenizer, Windowed, head_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
 SHIPPED = Path(__file__).parent / "weights"
 
 _Stage = TypeVar("_Stage", bound="_Reranker")
-_Item = TypeVar("_Item")
+_Text = TypeVar("_Text", bound=Hashable)
+_Tokens = TypeVar("_Tokens")
 
 # Texts are made into tokens in parts: of so many at first, and then of so many times as many.
 _FIRST_PART, _GROWTH = 128, 8
@@ -110,6 +112,24 @@ class _Reranker:
             raise EmptyQueryError("the query is empty: give the words that the user searched for")
         return Query(self._model.read(encoded.ids), encoded.truncated, encoded.tokens)
 
+    def _made(
+        self,
+        texts: list[_Text],
+        encode: Callable[[Sequence[_Text]], Sequence[_Tokens]],
+        size: Callable[[_Text, _Tokens], int],
+        kept: list[_Tokens],
+    ) -> Iterator[list[_Tokens]]:
+        """Tokens of texts part by part, from the cache or not; `kept` takes them all.
+
+        Each part gives other cores work for as long as the next one is made.
+        """
+        start, length = 0, _FIRST_PART
+        while start < len(texts):
+            part = through(self._cache, texts[start : start + length], encode, size)
+            kept.extend(part)
+            yield part
+            start, length = start + length, length * _GROWTH
+
 
 class TitleReranker(_Reranker):
     """The title stage: ETR, which reads the query once and then every distinct title."""
@@ -130,13 +150,8 @@ class TitleReranker(_Reranker):
         distinct, back = _distinct(titles)
         encoded: list[Encoded] = []
 
-        def rows() -> Iterator[list[NDArray[np.int64]]]:
-            for part in _growing(distinct):
-                made = through(self._cache, part, self._encode, _encoded_bytes)
-                encoded.extend(made)
-                yield [item.ids for item in made]
-
-        logits = self._model.score(query.state, rows())
+        parts = self._made(distinct, self._encode, _encoded_bytes, encoded)
+        logits = self._model.score(query.state, ([item.ids for item in part] for part in parts))
         cut = np.array([item.truncated for item in encoded], dtype=bool)
         return Scores(logits[back], int(cut[back].sum()), sum(len(item.ids) for item in encoded))
 
@@ -170,13 +185,9 @@ class PassageReranker(_Reranker):
         distinct, back = _distinct(list(zip(titles, passages, strict=True)))
         windowed: list[Windowed] = []
 
-        def rows() -> Iterator[list[NDArray[np.int64]]]:
-            for part in _growing(distinct):
-                made = through(self._cache, part, self._encode, _windowed_bytes)
-                windowed.extend(made)
-                yield [row for item in made for row in item.windows]
-
-        scores = self._model.score(query.state, rows())
+        parts = self._made(distinct, self._encode, _windowed_bytes, windowed)
+        rows = ([row for item in part for row in item.windows] for part in parts)
+        scores = self._model.score(query.state, rows)
         owner = np.repeat(np.arange(len(distinct)), [len(item.windows) for item in windowed])
         logits = np.full(len(distinct), -np.inf, dtype=np.float32)
         np.maximum.at(logits, owner, scores)
@@ -200,14 +211,6 @@ def _encoded_bytes(title: str, encoded: Encoded) -> int:
 
 def _windowed_bytes(pair: tuple[str, str], windowed: Windowed) -> int:
     return sum(map(sys.getsizeof, (pair, *pair, windowed, *windowed.windows)))
-
-
-def _growing(items: list[_Item]) -> Iterator[list[_Item]]:
-    """Parts of which each gives other cores work for as long as the next is made into tokens."""
-    start, size = 0, _FIRST_PART
-    while start < len(items):
-        yield items[start : start + size]
-        start, size = start + size, size * _GROWTH
 
 
 def _distinct(items: Sequence[Any]) -> tuple[list[Any], NDArray[np.int64]]:
